@@ -8,6 +8,7 @@ SIGTERM.
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import signal
@@ -31,6 +32,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ERO
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: that of the process) and return its exit code; this never raises."""
     let_cpu_help_mps()
+    _let_all_names_out()
     try:
         code = run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -39,6 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader closed the pipe; the work is done. Without this, Python prints another error when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _let_all_names_out() -> None:
+    """A folder may have letters that the encoding of standard output lacks, or bytes that are no letters: a finished
+    run must not fail because its path cannot be printed."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        is_utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
 
 def run(argv: Sequence[str]) -> int:

@@ -116,6 +116,8 @@ class Reconstruct:
 
     def run(self) -> None:
         """Reconstruct, write the folder, and print its path, or JSON."""
+        if not self.inputs:
+            raise UsageError("no input is named; expected folders, pictures, globs, .zip files or a video.")
         if not self.parallel:
             return self.lead(None)
         from lean3r.group import Group
@@ -170,6 +172,7 @@ class Reconstruct:
         cameras, scale, export = self.camera_options.options, self.scale_options.options, self.export_options.options
         uses = picture_uses(formats)
         export.check(uses)
+        export.warn_of_unread(formats)
         export.check_place(scale.gps or scale.positions is not None)
         check_extras(formats)
         # Try the folder first: nobody should wait for a result that cannot be written.
@@ -279,10 +282,11 @@ class Reconstruct:
         """The folder of pictures for the COLMAP model, whose viewer ignores EXIF turns; None if there is none."""
         if any(file.startswith("images/") for file in files):
             return self.out / "images"
-        if not pictures.are_loose_files or any(source.orientation != 1 for source in scene.sources):
+        is_turned = any(source.orientation != 1 for source in scene.sources)
+        if not pictures.are_loose_files or is_turned or len(pictures.inputs) != 1:
             return None
-        only = Path(pictures.inputs[0]) if len(pictures.inputs) == 1 else None
-        return only if only is not None and only.is_dir() else None
+        homes = (Path(pictures.inputs[0]), Path(pictures.inputs[0]) / "images")
+        return next((home for home in homes if (home / pictures.names[0]).is_file()), None)
 
 
 def summary(scene: Reconstruction, out: Path, files: Sequence[str], seconds: Mapping[str, float]) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
 Images = Literal["auto", "always", "never"]
 PictureUse = Literal["no", "beside", "needed"]  # no use of pictures, use of files if they exist, use of copies only
 HTML_POINTS = 250_000  # some 3 MB
+READ_BY = {
+    "colmap_points": ("colmap",),
+    "crs": ("las", "laz", "geotiff"),
+    "ground_cell": ("geotiff",),
+    "html_points": ("html",),
+}
+"""Options that only these formats read."""
+
+logger = logging.getLogger("lean3r")
 
 
 def parse_factors(text: str) -> tuple[int, ...]:
@@ -102,11 +112,18 @@ class ExportOptions:
             from lean3r.export.unwrap import libraries
 
             libraries()
-        if self.undistort and not self.copies_frames(uses):
+        if (self.undistort or self.images == "always") and not self.copies_frames(uses):
             raise UsageError(
-                "--undistort writes pictures only with the formats colmap and nerfstudio. "
-                "Choose one of them, without --images never."
+                f"{'--undistort' if self.undistort else '--images always'} writes pictures only with the formats "
+                "colmap and nerfstudio. Choose one of them, without --images never."
             )
+
+    def warn_of_unread(self, formats: Collection[str]) -> None:
+        """Log a warning for each option that was chosen and that none of the formats reads."""
+        for name, readers in READ_BY.items():
+            if getattr(self, name) != getattr(type(self), name) and not set(readers) & set(formats):
+                flag = name.replace("_", "-")
+                logger.warning("--%s has no effect: only the format %s reads it (--format)", flag, " or ".join(readers))
 
     def check_place(self, is_located: bool) -> None:
         """Raise UsageError, before any work is done, if `crs` does not exist, or needs a scene with GPS, which this one

@@ -122,3 +122,5 @@ class MemoryOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.memory is None and self.memory_allow != "views":
+            raise UsageError(f"--memory-allow {self.memory_allow} limits the changes for --memory, which is missing.")

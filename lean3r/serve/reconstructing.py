@@ -64,6 +64,7 @@ class Reconstructions:
         formats = wants.formats(asked[StereoOptions].dense, export.texture)
         uses = picture_uses(formats)
         export.check(uses)
+        export.warn_of_unread(formats)
         export.check_place(scale.gps)
         check_extras(formats)
         choices = Choices(

@@ -142,3 +142,29 @@ def test_records_are_not_edited_from_outside(model, photos: Path) -> None:
         scene.point_options.max_points = 3  # type: ignore[misc]
     with pytest.raises(lean3r.LeanError, match="frames cannot be chosen for Pictures, which are final"):
         lean3r.reconstruct(model, lean3r.Pictures(photos), frames=lean3r.FrameChoice(max_views=2))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--memory-allow", "exact"], "--memory-allow exact limits the changes for --memory, which is missing"),
+        (["--images", "always"], "--images always writes pictures only with the formats colmap and nerfstudio"),
+    ],
+)
+def test_options_that_nothing_follows_are_refused(photos: Path, tmp_path: Path, capsys, given: list, says: str) -> None:
+    assert main(["reconstruct", str(photos), "-o", str(tmp_path / "out"), "-f", "cameras", *given]) == 2
+    assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_options_that_no_format_reads_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    options = lean3r.ExportOptions(html_points=9, colmap_points=9, ground_cell=0.1)
+    options.warn_of_unread(["cameras", "colmap"])
+    assert [record.args for record in caplog.records] == [("ground-cell", "geotiff"), ("html-points", "html")]
+    lean3r.ExportOptions().warn_of_unread([])
+    assert len(caplog.records) == 2
+
+
+def test_no_input_is_bad_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in ([], ["--view"]):
+        assert main(["reconstruct", "-o", str(tmp_path / "out"), *more]) == 2
+        assert "no input is named" in capsys.readouterr().err

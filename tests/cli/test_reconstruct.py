@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -86,6 +88,22 @@ def test_json_has_its_schema_and_quiet_says_nothing(run, tmp_path: Path, capsys)
     assert manifest["model"] == "nano" and manifest["weights_hash"] and manifest["licence"] == "Apache-2.0"
     config = tomllib.loads((tmp_path / "out" / "config.toml").read_text())
     assert config["seed"] == 7 and config["format"] == ["cameras", "npz"] and config["resolution"] == 96
+
+
+def test_a_path_comes_out_whatever_the_encoding_of_standard_output(photos, weights, tmp_path: Path) -> None:
+    for encoding, name, shown in (("ascii", "\u042f", rb"\u042f"), ("utf-8:strict", os.fsdecode(b"\xe9"), b"\xe9")):
+        command = [sys.executable, "-m", "lean3r", "reconstruct", str(photos), "--weights", str(weights), *QUICK]
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run([*command, "-o", tmp_path / name], capture_output=True, env=environment, check=False)
+        assert (done.returncode, done.stdout) == (0, os.fsencode(tmp_path) + b"/" + shown + b"\n"), done.stderr
+
+
+def test_the_next_command_names_the_folder_that_holds_the_pictures(photos, tmp_path: Path, capsys) -> None:
+    shutil.copytree(photos, tmp_path / "scene" / "images")
+    for place, home in ((photos, photos), (tmp_path / "scene", tmp_path / "scene" / "images")):
+        out = tmp_path / f"of {place.name}"
+        assert main(["reconstruct", str(place), "-o", str(out), *QUICK, "-f", "colmap"]) == 0
+        assert f"--image_path {shlex.quote(str(home))}\n" in capsys.readouterr().err
 
 
 def test_many_views_are_the_students_and_the_run_says_so(photos, tmp_path: Path, capsys, monkeypatch) -> None:
