@@ -13,7 +13,7 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -81,6 +81,12 @@ class Listing:
         skips = Skips(self.skipped)
         items = [item.clip(choice, keeping(item.name)) if isinstance(item, Film) else item for item in self.items]
         return Selection(tuple(_thin(items, choice.max_views, skips)), tuple(skips))
+
+    def without(self, unusable: Mapping[str, str]) -> Listing:
+        """The same without the picture files that turned out to be unusable, by name with the reason."""
+        lost = [i.name for i in self.items if isinstance(i, Still) and i.name in unusable]
+        items = tuple(item for item in self.items if item.name not in lost)
+        return Listing(items, (*self.skipped, *((name, unusable[name]) for name in lost)))
 
     def called(self, names: Collection[str]) -> list[Still | Clip]:
         """The items with these names, in order, chosen or not: another choice may take other frames of a video."""

@@ -130,8 +130,10 @@ class Pictures:
         return found
 
     def at_most(self, views: int) -> Pictures:
-        """The same pictures, thinned evenly to `views`, or other frames of a video; nothing is listed again."""
+        """The same pictures, thinned evenly to `views`, or other frames of a video; nothing is listed again, and
+        picture files that `views` could not use do not count."""
         fewer = copy.copy(self)
+        fewer._listing = self._listing.without(self._unusable)
         fewer.frames = replace(self.frames, max_views=views)
         fewer._choose()
         return fewer

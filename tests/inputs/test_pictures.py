@@ -118,6 +118,19 @@ def test_nothing_is_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "6 views, 0 skipped" in repr(pictures)
 
 
+def test_unusable_pictures_take_nobodys_place(tmp_path: Path) -> None:
+    for index in range(6):
+        Image.fromarray(noise(index)).save(tmp_path / f"{index}.png")
+    for bad in ("0.png", "3.png"):
+        (tmp_path / bad).write_bytes(b"no picture")
+    pictures = Pictures(tmp_path)
+    assert pictures.views(**SIZE).images.shape[1] == 4
+    assert pictures.at_most(4).names == ("1.png", "2.png", "4.png", "5.png"), "a memory budget asks for as many"
+    fewer = pictures.at_most(2)
+    assert fewer.views(**SIZE).images.shape[1] == 2 and fewer.names == ("1.png", "5.png")
+    assert dict(fewer.skipped)["3.png"] == dict(pictures.skipped)["3.png"] and len(fewer.skipped) == 4
+
+
 def test_a_video_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = write_video(tmp_path / "clip.mp4", [noise(index, 96, 128) for index in range(12)])
     calls = Counter[str]()
