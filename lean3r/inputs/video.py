@@ -167,15 +167,16 @@ class Film:
         return Clip(self.name, self.open, frames, self.timed, times_s, *self._seen)
 
     def _by_motion(self, most: int, keep: Callable[[Frame], None] | None) -> list[int] | None:
-        """Indices of frames that show the scene with even overlap; None where the motion cannot be measured."""
+        """Indices of frames that show the scene with even overlap; None where the motion cannot be measured, or only
+        between fewer frames than are taken at least."""
         at = {key: index for index, key in enumerate(self.keys)}
         if not self._watched:
             self._watched.append(self._watch(at, most, keep))
-        watched = self._watched[0]
-        if watched is None or not watched[1].is_known:
+        watched, least = self._watched[0], min(DEFAULT_FRAMES[0], most)
+        if watched is None or not watched[1].is_known or len(watched[0]) < least:
             return None
         seen, motion = watched
-        chosen = choose(motion, min(DEFAULT_FRAMES[0], most), most, MOTION_STEP)
+        chosen = choose(motion, least, most, MOTION_STEP)
         return sorted({at[seen[i]] for i in chosen if seen[i] in at}) or None
 
     def _watch(

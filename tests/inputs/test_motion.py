@@ -100,3 +100,12 @@ def test_a_video_is_sampled_by_its_motion_with_times(tmp_path: Path) -> None:
     assert np.allclose([clip.times_s[name] for name in clip.frames.values()], np.array(numbers) / 10)
     assert len(reading.choose([path], max_views=9).names) in (8, 9)
     assert len(reading.choose([path], every=5).names) == 13, "what is asked for is what comes"
+
+
+def test_a_short_film_gives_the_minimum_though_every_other_frame_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lean3r.inputs.video.WATCHED_FPS", 5)
+    frames = [np.repeat(picture[:, :, None], 3, axis=2) for picture in film([8.0 * i for i in range(12)])]
+    clip = reading.video(tmp_path / "short.mp4", frames)
+    assert len(reading.choose([clip]).names) == 8
