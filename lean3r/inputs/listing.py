@@ -250,10 +250,24 @@ def _from_archive(path: Path, skips: Skips) -> list[_Candidate]:
             skips.add(printable(parts[-1]), f"{member.file_size >> 20} MB unpacked, over {MAX_MEMBER_BYTES >> 20} MB")
         else:
             seen.append(((path.stem, *parts), lambda m=member: _read_member(archive, m)))
-    candidates = _sort_out(seen, skips)
+    candidates = _of_scenes(_sort_out(seen, skips), skips)
     if not candidates:
         skips.add(label, f"no images found in the archive among {len(members)} files")
     return [replace(candidate, is_loose=False) for candidate in candidates]
+
+
+def _of_scenes(candidates: list[_Candidate], skips: Skips) -> list[_Candidate]:
+    """Of what an archive holds without what lies in other folders beside an images/: masks, depth, smaller copies. As
+    in folders, images/ counts only where there is nothing beside it."""
+    homes = Counter(candidate.parts[:-1] for candidate in candidates)
+    pictures = {home for home in homes if home[-1] == "images" and home[:-1] not in homes}
+
+    def is_beside(home: tuple[str, ...]) -> bool:
+        return any(home[: len(p) - 1] == p[:-1] and home[: len(p)] != p for p in pictures)
+
+    for home in filter(is_beside, homes):
+        skips.add(printable("/".join(home[1:])), f"{homes[home]} files beside images/, of which the pictures are taken")
+    return [candidate for candidate in candidates if not is_beside(candidate.parts[:-1])]
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:

@@ -143,6 +143,22 @@ def test_zip_is_read_in_memory_and_kept_inside(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.rglob("*")] == ["box", "photos.zip"]
 
 
+def test_an_archived_scene_gives_its_images_as_the_folder_does(tmp_path: Path) -> None:
+    def found(*names: str) -> tuple[list[str], list[str]]:
+        with zipfile.ZipFile(tmp_path / "scene.zip", "w") as archive:
+            for name in names:
+                archive.writestr(name, picture_bytes())
+        chosen = choose([tmp_path / "scene.zip"])
+        return list(chosen.names), [name for name, _ in chosen.skipped]
+
+    used = ["images/1.png", "images/left/2.png"]
+    for top in ("", "my scene/"):
+        names = [top + name for name in (*used, "images_2/1.png", "masks/1.png.png", "depth/preview/1.png")]
+        assert found(*names) == (["1.png", "2.png"], [f"{top}depth/preview", f"{top}images_2", f"{top}masks"])
+    assert found("a/images/1.png", "a/masks/1.png", "b/2.png") == (["1.png", "2.png"], ["a/masks"])
+    assert found("images/1.png", "3.png", "more/2.png")[1] == [], "pictures beside images/ count, too"
+
+
 def test_bad_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
