@@ -178,7 +178,7 @@ class Routes:
     def removed(self, id: str) -> Response:
         """Remove a job with everything of it; it is cancelled first if it waits or runs."""
         self._job(id)
-        self.store.cancel(id)
+        self._cancel(id)
         self.store.remove(id)
         self.places.remove(id)
         log("job removed", job=id)
@@ -186,12 +186,10 @@ class Routes:
 
     def cancelled(self, id: str) -> Response:
         """Cancel a job that waits or runs."""
-        before = self._job(id)
-        if not self.store.cancel(id):
+        self._job(id)
+        if not self._cancel(id):
             raise HTTPException(409, f"the job is {self._job(id).state}; it neither waits nor runs")
         log("job cancelled by its owner", job=id)
-        if before.state == "queued":  # else its dispatcher does, when its worker has ended
-            self.places.tidy(id)
         return JSONResponse(show(self.store, self._job(id), self.options.keep_hours))
 
     async def events(self, id: str) -> Response:
@@ -273,6 +271,14 @@ class Routes:
             }
         )
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    def _cancel(self, id: str) -> bool:
+        """Whether the job waited or ran until now."""
+        before = self.store.cancel(id)
+        if before == "queued":  # else its dispatcher does this, when its worker has ended
+            self.dispatcher.ended["cancelled"] += 1
+            self.places.tidy(id)
+        return before is not None
 
     def _job(self, id: str) -> Job:
         job = self.store.get(id)

@@ -189,14 +189,14 @@ class Store:
         self._progress.pop(job.id, None)
         return "queued"
 
-    def cancel(self, id: str) -> bool:
-        """Cancel a job that waits or runs; whether it did."""
+    def cancel(self, id: str) -> State | None:
+        """Cancel a job that waits or runs; which of them it did, None for neither."""
         with self._change() as base:
             row = base.execute("SELECT state FROM jobs WHERE id = ?", (id,)).fetchone()
             if row is None or row["state"] not in LIVE:
-                return False
+                return None
             self._end(base, id, "cancelled", "", {}, 0)
-            return True
+            return row["state"]
 
     def expire(self, id: str) -> bool:
         """The files of an ended job are gone."""

@@ -63,9 +63,7 @@ class Reconstructions:
         export: ExportOptions = asked[ExportOptions]
         formats = wants.formats(asked[StereoOptions].dense, export.texture)
         uses = picture_uses(formats)
-        export.check(uses)
         export.warn_of_unread(formats)
-        export.check_place(scale.gps)
         check_extras(formats)
         choices = Choices(
             asked[FrameChoice],

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from lean3r.compress import PLANS
 from lean3r.errors import UsageError
-from lean3r.export import DEFAULT_FORMATS, EXPORTERS, ExportOptions, parse_formats, without_depth_formats
+from lean3r.export import DEFAULT_FORMATS, EXPORTERS, ExportOptions, parse_formats, picture_uses, without_depth_formats
 from lean3r.inputs.frames import FrameChoice
 from lean3r.options import UNIONS, Options, PointOptions, check_types, option, options_of, type_of
 from lean3r.pipeline.options import CameraOptions, MemoryOptions, RunOptions
@@ -93,7 +93,7 @@ class Request:
     @classmethod
     def of(cls, given: Mapping[str, Any], models: Sequence[str], cameras: Path | None = None) -> Request:
         """From names and values, JSON's or texts, and the place of uploaded cameras; UsageError says which one is
-        unknown, refused or wrong."""
+        unknown, refused or wrong, or contradicts another, before the job waits."""
         values = {name.strip().replace("-", "_"): value for name, value in given.items()}
         for name, value in values.items():
             if name in FORBIDDEN:
@@ -108,7 +108,9 @@ class Request:
         model = groups[ModelOptions].model
         if model not in (AUTO, *models):
             raise UsageError(f"the model '{model[:60]}' is not offered here. Known: {', '.join((AUTO, *models))}.")
-        groups[ModelOptions].formats(groups[StereoOptions].dense, groups[ExportOptions].texture)
+        export = groups[ExportOptions]
+        export.check(picture_uses(groups[ModelOptions].formats(groups[StereoOptions].dense, export.texture)))
+        export.check_place(groups[ScaleOptions].gps)
         return request
 
     def __getitem__(self, group: type[Any]) -> Any:

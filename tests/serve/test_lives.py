@@ -96,6 +96,7 @@ def test_cancelling_removing_and_two_who_look_at_one_job(service: Start) -> None
         each.join(30)
     assert len(ends) == 2
     wait_for(lambda: not (one.data / "jobs" / running / "input").exists())
+    wait_for(lambda: 'lean3r_jobs_ended_total{state="cancelled"} 2' in one.client.get("/metrics").text)
     assert one.client.get(f"/api/jobs/{running}/files").status_code == 409
     third = one.upload("endless3.jpg")["id"]
     wait_for(lambda: one.until(third, "running"))
