@@ -24,6 +24,7 @@ from lean3r.cli.options import (
     Resolution,
     Verbose,
     Weights,
+    check_named,
     option,
 )
 
@@ -72,6 +73,7 @@ class Inspect:
         from lean3r.models.base import grey_padding
         from lean3r.pipeline.load import load
 
+        check_named(self.inputs)
         console = Console(self.quiet)
         with atomic_folder(self.out, overwrite=self.overwrite, inputs=self.inputs) as folder:
             with console.stage("loading"):

@@ -6,12 +6,14 @@ A command includes a shared option by its type, `seed: Seed = 0`, and may replac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from lean3r.compress import PLANS
+from lean3r.errors import UsageError
 from lean3r.export import DEFAULT_FORMATS, EXPORTERS
 from lean3r.inputs.frames import FrameChoice
 from lean3r.options import Options, options_of
@@ -42,6 +44,12 @@ def library_option(group: type[Options], field: str) -> object:
         help=declared["help"],
         help_behavior_hint=format_default,
     )
+
+
+def check_named(inputs: Sequence[str]) -> None:
+    """UsageError if a command that reads pictures got no input."""
+    if not inputs:
+        raise UsageError("no input is named; expected folders, pictures, globs, .zip files or a video.")
 
 
 Inputs = Annotated[

@@ -25,6 +25,7 @@ from lean3r.cli.options import (
     Quiet,
     Verbose,
     Weights,
+    check_named,
     option,
 )
 from lean3r.errors import UsageError
@@ -116,8 +117,7 @@ class Reconstruct:
 
     def run(self) -> None:
         """Reconstruct, write the folder, and print its path, or JSON."""
-        if not self.inputs:
-            raise UsageError("no input is named; expected folders, pictures, globs, .zip files or a video.")
+        check_named(self.inputs)
         if not self.parallel:
             return self.lead(None)
         from lean3r.group import Group

@@ -24,6 +24,7 @@ from lean3r.cli.options import (
     Seed,
     Verbose,
     Weights,
+    check_named,
     library_option,
     option,
 )
@@ -83,8 +84,7 @@ class StreamCommand:
 
     def run(self) -> None:
         """Reconstruct the stream, and print the folder, or JSON."""
-        if not self.inputs:
-            raise InputError("no input is given; expected a video, pictures or a camera: lean3r stream clip.mp4 -o out")
+        check_named(self.inputs)
         console = Console(self.quiet)
         with console.stage("loading"):
             from lean3r.pipeline.load import load
@@ -121,7 +121,7 @@ class StreamCommand:
         if not running.frames:
             wrong = "".join(f" ({what}: {count:,})" for what, count in running.notes.items())
             raise InputError(
-                f"no usable frame in {', '.join(self.inputs)}{wrong}; expected a video, pictures or a camera"
+                f"no usable picture in {', '.join(self.inputs)}{wrong}; expected a video, pictures or a camera."
             )
         done = {"out": str(self.out), **running.figures, "notes": running.notes}
         is_refined = any(report.get("refinement", "kept") != "kept" for report in running.reports)

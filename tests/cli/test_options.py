@@ -165,6 +165,7 @@ def test_options_that_no_format_reads_are_named(caplog: pytest.LogCaptureFixture
 
 
 def test_no_input_is_bad_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for more in ([], ["--view"]):
-        assert main(["reconstruct", "-o", str(tmp_path / "out"), *more]) == 2
-        assert "no input is named" in capsys.readouterr().err
+    commands = (["reconstruct"], ["reconstruct", "--view"], ["stream"], ["inspect", "attention"], ["add", "scene"])
+    for command in commands:
+        assert main([*command, "-o", str(tmp_path / "out")]) == 2
+        assert "no input is named" in capsys.readouterr().err and not list(tmp_path.iterdir())

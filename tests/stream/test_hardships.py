@@ -272,15 +272,13 @@ def test_a_film_whose_first_windows_fail_is_certain_from_the_first_one_that_does
     assert b"element vertex 0" not in (tmp_path / "out" / "points.ply").read_bytes()[:400]
 
 
-def test_a_command_without_a_frame_fails_and_says_what_to_give(
+def test_a_command_without_a_frame_fails_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(loading, "load", lambda *_, **__: Knows())
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.jpg").write_bytes(b"no picture")
-    for given, message in (
-        ([], "no input is given; expected a video, pictures or a camera: lean3r stream clip.mp4 -o out"),
-        ([str(tmp_path / "broken")], "(files that cannot be used: 1); expected a video"),
-    ):
-        assert main(["stream", *given, "-o", str(tmp_path / "out")]) == InputError.exit_code
-        assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main(["stream", str(tmp_path / "broken"), "-o", str(tmp_path / "out")]) == InputError.exit_code
+    err = capsys.readouterr().err
+    assert "no usable picture in" in err and "(files that cannot be used: 1); expected a video" in err
+    assert not (tmp_path / "out").exists()
