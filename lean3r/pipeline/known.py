@@ -196,9 +196,9 @@ def with_resolution(scene: Reconstruction) -> Reconstruction:
     if not len(xyz):
         return scene
     away = np.linalg.norm(xyz - camera_centers(torch.from_numpy(scene.cam_from_world)).numpy()[view], axis=1)
-    farthest, pixel = np.abs(xyz).max(), np.median(away / scene.intrinsics[view, 0, 0])
-    step = np.spacing(farthest)
-    return scene if step <= pixel else with_warning(scene, "far-origin", FAR_ORIGIN.format(farthest, step))
+    usual, pixel = np.median(np.abs(xyz).max(axis=1)), np.median(away / scene.intrinsics[view, 0, 0])
+    step = np.spacing(usual)
+    return scene if step <= pixel else with_warning(scene, "far-origin", FAR_ORIGIN.format(usual, step))
 
 
 def known_record(known: Known, given: Given | None, read: frozenset[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,13 @@ def test_of_what_lean3r_wrote_in_several_formats_the_richest_is_read(tmp_path):
             np.testing.assert_allclose(predicted.intrinsics, intrinsics, rtol=1e-5)
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     assert read(tmp_path / "room").cam_from_world is None
+
+
+def test_the_trajectories_of_two_videos_repeat_their_cameras(tmp_path):
+    names = [f"{clip}_{frame:06}.png" for clip in "ab" for frame in range(2)]
+    scene = make_scene(4, names=names)
+    sources = [replace(source, timestamp_s=0.5 * (i % 2)) for i, source in enumerate(scene.sources)]
+    export(replace(scene, sources=tuple(sources)), tmp_path / "room", "cameras,trajectory")
+    assert len(list((tmp_path / "room").glob("trajectory_tum_*.txt"))) == 2
+    found = read(tmp_path / "room", names=scene.names).cam_from_world
+    np.testing.assert_allclose(found, scene.cam_from_world, atol=1e-5)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from contracts.tiny import tiny
+from export.scene import make_scene
 from PIL import Image
 
 import lean3r
@@ -24,7 +25,7 @@ from lean3r.geometry.rotation import so3_exp
 from lean3r.inputs.cameras import GivenCamera, GivenCameras, open_colmap
 from lean3r.inputs.pictures import Pictures
 from lean3r.options import PointOptions
-from lean3r.pipeline.known import Given, place_in_world, with_cameras
+from lean3r.pipeline.known import Given, place_in_world, with_cameras, with_resolution
 from lean3r.pipeline.options import CameraOptions, Part
 from lean3r.types import Known, Lens, Prediction, Views
 
@@ -183,6 +184,14 @@ def test_points_coarser_than_pixels_are_told(folder: Path, offset: float, is_tol
     scene = reconstruct("da3-small", folder, cameras(offset=offset), refine="off", dense="network")
     codes = [warning["code"] for warning in scene.info.get("warnings", [])]
     assert ("far-origin" in codes) is is_told
+
+
+def test_a_stray_point_is_not_told_as_a_far_origin() -> None:
+    scene = make_scene(3)
+    xyz = scene.points.xyz.copy()
+    xyz[0] = 1e9
+    stray = replace(scene, points=replace(scene.points, xyz=xyz))
+    assert "warnings" not in with_resolution(stray).info
 
 
 def test_depth_anything_3_reads_cameras_only_if_all_are_known(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,9 +42,8 @@ def read(
     """The predictions in a folder, in files whose names are `place` with a suffix, or in the file `place`, as one.
 
     With `names` or `times_s` of a benchmark's pictures, each file is first brought to these: by names if it has them,
-    else by times within `max_gap_s`, else by its order. Of what `lean3r reconstruct` wrote in
-    several formats, one is read (OWN). InputError if there are none, if two files hold the same part, or if they are
-    for different pictures.
+    else by times within `max_gap_s`, else by its order. Of what `lean3r reconstruct` wrote in several formats, one is
+    read (OWN). InputError if there are none, if two files hold the same part, or if they are for different pictures.
     """
     parts = [_for(READERS.get(form)(path), names, times_s, max_gap_s) for path, form in _sources(place).items()]
     if not parts:
@@ -66,8 +66,8 @@ def _sources(place: Path) -> dict[Path, str]:
     if cameras == NPZ:
         inside = [path for path in inside if path.name in (NPZ, "points.ply")]
     elif cameras is not None:
-        again = {*OWN, *({"mesh.ply"} if "points.ply" in names else ())} - {cameras}
-        inside = [path for path in inside if path.name not in again]
+        again = {*OWN, *({"mesh.ply"} if "points.ply" in names else ()), *fnmatch.filter(names, "trajectory_*")}
+        inside = [path for path in inside if path.name not in again - {cameras}]
     if cameras in (None, "sparse") and (model := find_colmap(place)) is not None:
         found[model] = "colmap"
         inside = [path for path in inside if path != model and path.name not in OF_A_MODEL]
