@@ -30,7 +30,8 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
         rows, cols = picture_region(reconstruction.mask[index])
         depth = reconstruction.depth[index, rows, cols]
         paths = folder / f"{stem}.png", folder / "preview" / f"{stem}.jpg"
-        levels = np.round(np.where(np.isfinite(depth), depth, 0) / scale).clip(0, LEVELS).astype(np.uint16)
+        known = np.isfinite(depth) & (depth > 0)
+        levels = np.where(known, np.round(np.where(known, depth, 0) / scale).clip(1, LEVELS), 0).astype(np.uint16)
         Image.fromarray(levels).save(paths[0], compress_level=1, pnginfo=text)
         Image.fromarray(colourise(depth)).save(paths[1], quality=92)
         files += paths

@@ -39,15 +39,26 @@ def timeline(stamps: Sequence[Stamp], container: str, rate: float, tick_s: float
         return Timeline(keys, [(key - keys[0]) * tick_s for key in keys], True)
     times_s: list[float] = []
     for part in parts:
-        shown = sorted({stamp.pts for stamp in part if stamp.pts is not None})
-        if len(shown) < len(part):  # several have the same: nothing to go by
+        shown, step_s = _apart(sorted(stamp.pts for stamp in part if stamp.pts is not None)), tick_s
+        if shown is None:  # nothing to go by
             shown, step_s = list(range(len(part))), 1 / rate
-        else:
-            step_s = tick_s
         usual = median(b - a for a, b in pairwise(shown)) if len(shown) > 1 else 1 / rate / step_s
         start_s = times_s[-1] + usual * step_s if times_s else 0.0
         times_s += [start_s + (ticks - shown[0]) * step_s for ticks in shown]
     return Timeline(range(len(stamps)), times_s, False, len(parts))
+
+
+def _apart(ticks: Sequence[int]) -> list[float] | None:
+    """Rising times, of which a few may be equal: these share the time until the next, or that of the frame before; None
+    if half of them are equal or more."""
+    first = [number for number, tick in enumerate(ticks) if number == 0 or tick > ticks[number - 1]]
+    if 2 * len(first) <= len(ticks) or len(first) < 2:
+        return None
+    times: list[float] = []
+    for at, after in pairwise([*first, len(ticks)]):
+        step = ticks[after] - ticks[at] if after < len(ticks) else ticks[at] - ticks[first[-2]]
+        times += [ticks[at] + step * number / (after - at) for number in range(after - at)]
+    return times
 
 
 def _parts(stamps: Sequence[Stamp]) -> list[Sequence[Stamp]]:

@@ -212,6 +212,15 @@ def test_depth_pictures_hold_depth_without_padding(tmp_path, scale, size):
         np.testing.assert_allclose(values * sidecar["scale"], expected, atol=0.51 * sidecar["scale"])
 
 
+def test_near_depth_is_not_written_as_unknown(tmp_path):
+    scene = make_scene(1)
+    depth = scene.depth.copy()
+    depth[0, 0, :3] = 1e-7, 0, np.nan
+    write("depth", replace(scene, depth=depth), tmp_path)
+    with Image.open(next((tmp_path / "depth").glob("*.png"))) as picture:
+        assert np.asarray(picture)[0, :3].tolist() == [1, 0, 0]
+
+
 def test_manifest_and_config_say_what_was_done(tmp_path):
     scene = make_scene(2)
     settings = {

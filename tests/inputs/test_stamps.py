@@ -53,10 +53,11 @@ def test_stamps_are_kept_where_they_can_be_trusted() -> None:
         (stamps([0, 10, 20, 0, 10, 20]), "mpegts", [0, 0.1, 0.2, 0.3, 0.4, 0.5], 2),
         (stamps([50, 60, 70, 5, 25, 15], [50, 60, 70, 5, 10, 15]), "mpegts", [0, 0.1, 0.2, 0.3, 0.4, 0.5], 2),
         (stamps([1, 2, 3, 4]), "avi", [0, 0.01, 0.02, 0.03], 1),
-        (stamps([0, 10, 10, 20]), "mov,mp4", [0, 0.04, 0.08, 0.12], 1),
+        (stamps([0, 10, 10, 40, 90, 90]), "mov,mp4", [0, 0.1, 0.25, 0.4, 0.9, 1.15], 1),
+        (stamps([0, 10, 10, 10]), "mov,mp4", [0, 0.04, 0.08, 0.12], 1),
         (stamps([None, None, 5]), "mpegts", [0, 0.04, 0.08], 1),
     ],
-    ids=["again", "lower", "made up", "twice", "none"],
+    ids=["again", "lower", "made up", "twice", "all alike", "none"],
 )
 def test_frames_are_numbered_where_stamps_cannot_be_trusted(
     of_packets: list[Stamp], container: str, times_s: list[float], parts: int

@@ -216,6 +216,19 @@ def test_target_follows_from_the_cameras(batch: SceneBatch, target: Target) -> N
                 assert int((cell != target.cell[scene, one, other, seen]).sum()) <= 1
 
 
+def test_target_has_both_focal_lengths(batch: SceneBatch) -> None:
+    stretched = batch.intrinsics.clone()
+    stretched[..., 1, 1] *= 1.3
+    target = make_target(replace(batch, intrinsics=stretched), CELL)
+    points = unproject(batch.depth[0, 0], stretched[0, 0])[CELL // 2 :: CELL, CELL // 2 :: CELL].flatten(0, 1)
+    there = transform_points(batch.cam_from_world[0, 1] @ invert_pose(batch.cam_from_world[0, 0]), points)
+    seen = (points[:, 2] > 0) & (points[:, 2] < 3 * target.scale[0]) & (there[:, 2] > 0.5)
+    height, width = batch.depth.shape[-2:]
+    position = (project(there[seen], stretched[0, 1]) - torch.tensor([width / 2, height / 2])) / (height * width) ** 0.5
+    assert int(seen.sum()) > 10
+    torch.testing.assert_close(target.position[0, 0, 1, seen], position, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("full", [0.0, 1.0])
 def test_objective_of_nano_has_all_parts_and_finite_gradients(batch: SceneBatch, full: float) -> None:
     torch.manual_seed(0)

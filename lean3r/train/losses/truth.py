@@ -80,8 +80,8 @@ def make_target(batch: SceneBatch, cell: int, tolerance: float = 0.06, *, unit_f
     y = torch.arange(cell // 2, height, cell, device=depth.device) + 0.5
     x = torch.arange(cell // 2, width, cell, device=depth.device) + 0.5
     pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
-    focal, center = batch.intrinsics[..., 0, 0], batch.intrinsics[..., :2, 2]
-    points = F.pad((pixels - center[:, :, None]) / focal[..., None, None], (0, 1), value=1.0) * at[..., None]
+    focal, center = batch.intrinsics[..., (0, 1), (0, 1)], batch.intrinsics[..., :2, 2]
+    points = F.pad((pixels - center[:, :, None]) / focal[:, :, None], (0, 1), value=1.0) * at[..., None]
     cam_from_world = batch.cam_from_world.clone()
     cam_from_world[..., :3, 3] /= scale[:, None, None]
     with without_autocast(depth.device.type):  # in bfloat16, targets would be off by pixels
@@ -89,7 +89,7 @@ def make_target(batch: SceneBatch, cell: int, tolerance: float = 0.06, *, unit_f
         relative = cam_from_world[:, None] @ world_from_cam[:, :, None]
         there = torch.einsum("bijkl,binl->bijnk", relative[..., :3, :3], points) + relative[..., None, :3, 3]
     z = there[..., 2]
-    u = focal[:, None, :, None, None] * there[..., :2] / z.clamp_min(1e-3)[..., None] + center[:, None, :, None]
+    u = focal[:, None, :, None] * there[..., :2] / z.clamp_min(1e-3)[..., None] + center[:, None, :, None]
     inside = (z > 1e-3) & (u >= 0).all(-1) & (u[..., 0] < width) & (u[..., 1] < height)
     col, row = (u[..., k].clamp(0, limit - 1).long() for k, limit in ((0, width), (1, height)))
     flat = depth.flatten(2)[:, None].expand(-1, views, -1, -1)
@@ -102,7 +102,7 @@ def make_target(batch: SceneBatch, cell: int, tolerance: float = 0.06, *, unit_f
     return Target(
         at.clamp_min(1e-6).log(),
         known,
-        (focal / side).log(),
+        (focal / side).log().mean(-1),
         world_from_cam,
         cam_from_world,
         position,
