@@ -21,7 +21,7 @@ from contextlib import contextmanager
 
 from lean3r import __version__
 from lean3r.cli import COMMANDS, Command
-from lean3r.errors import LeanError, OutOfMemoryError, UsageError
+from lean3r.errors import InputError, LeanError, OutOfMemoryError, UsageError
 from lean3r.processes import let_cpu_help_mps
 
 _INTERRUPTED, _TERMINATED = 130, 143
@@ -132,6 +132,8 @@ def explain(error: Exception) -> tuple[str, int]:
         advice = "Use fewer or smaller pictures: --max-views N, --resolution N; on a GPU also --dtype bfloat16."
         return f"out of memory. {advice}", OutOfMemoryError.exit_code
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        if error.filename and os.path.exists(error.filename) and not os.access(error.filename, os.R_OK):
+            return f"cannot read {error.filename}: {error.strerror}.", InputError.exit_code
         where = f" ({error.filename})" if error.filename else ""
         return f"cannot write: {error.strerror}{where}. Use another -o.", UsageError.exit_code
     first = (str(error).splitlines() or [""])[0]

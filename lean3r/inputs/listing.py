@@ -337,7 +337,7 @@ def _thin(items: list[Still | Clip], max_views: int | None, skips: Skips) -> lis
     if max_views is None or len(flat) <= max_views:
         return items
     kept = {flat[j] for j in evenly(len(flat), max_views)}
-    reason = f"left out by --max-views {max_views}"
+    reason = f"left out: {max_views} views at most (--max-views, --memory)"
     result: list[Still | Clip] = []
     for i, item in enumerate(items):
         if isinstance(item, Still):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import inspect
 import json
+import os
 import tomllib
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from PIL import Image
 
 import lean3r
 from lean3r.cli.flags import flags
-from lean3r.cli.main import main
+from lean3r.cli.main import explain, main
 from lean3r.options import options_of
 from lean3r.pipeline.old_keywords import NOW_IN, OldKeywords
 from lean3r.pipeline.options import MemoryOptions, RunOptions
@@ -169,3 +171,10 @@ def test_no_input_is_bad_use(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for command in commands:
         assert main([*command, "-o", str(tmp_path / "out")]) == 2
         assert "no input is named" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_file_that_may_not_be_read_is_not_called_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+    assert explain(error) == (f"cannot write: Permission denied ({tmp_path}). Use another -o.", 2)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
+    assert explain(error) == (f"cannot read {tmp_path}: Permission denied.", 3)

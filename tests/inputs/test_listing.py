@@ -124,7 +124,10 @@ def test_max_views_are_spread_evenly_and_reported(tmp_path: Path) -> None:
         picture(tmp_path / f"{i}.png")
     loaded = load_views(tmp_path, max_views=3, **SIZE)
     assert [s.name for s in loaded.views.sources] == ["0.png", "5.png", "10.png"]
-    assert len(loaded.skipped) == 8 and loaded.skipped[0] == ("1.png", "left out by --max-views 3")
+    assert len(loaded.skipped) == 8 and loaded.skipped[0] == (
+        "1.png",
+        "left out: 3 views at most (--max-views, --memory)",
+    )
     assert evenly(9, 1) == [4] and evenly(3, 9) == [0, 1, 2] and evenly(100, 2) == [0, 99]
 
 
@@ -206,7 +209,7 @@ def test_video_frames_are_the_chosen_ones(tmp_path: Path, suffix: str, codec: st
 def test_thinned_clip_is_reported_in_one_line(tmp_path: Path) -> None:
     loaded = load_views(video(tmp_path / "clip.mp4", 20), every=1, max_views=5, **SIZE)
     assert len(loaded.views.sources) == 5
-    assert loaded.skipped == (("clip.mp4", "15 of 20 frames left out by --max-views 5"),)
+    assert loaded.skipped == (("clip.mp4", "15 of 20 frames left out: 5 views at most (--max-views, --memory)"),)
 
 
 def test_video_options(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
