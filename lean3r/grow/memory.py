@@ -19,6 +19,7 @@ from PIL import Image
 from lean3r.errors import InputError
 from lean3r.inputs.listing import Still
 from lean3r.inputs.pictures import Pictures
+from lean3r.inputs.upright import upright
 from lean3r.pipeline.overlap import Matcher
 from lean3r.refine.appearance import WORDS, root, signature, vocabulary
 from lean3r.types import Source
@@ -132,10 +133,11 @@ def look_at(sources: Sequence[Source], mask: np.ndarray, stills: Sequence[Still]
 
 
 def print_of(still: Still) -> str:
-    """A print of a picture file: equal for equal files, whatever their names; empty if it cannot be read."""
+    """A print of a picture file: equal for equal files, whatever their names, and for the upright copy of one that EXIF
+    turns, which results keep in images/; empty if it cannot be read."""
     try:
         with still.open() as file:
-            return hashlib.sha256(file.read()).hexdigest()
+            return hashlib.sha256(upright(file.read())).hexdigest()
     except (InputError, OSError):
         return ""
 

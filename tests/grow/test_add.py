@@ -23,11 +23,12 @@ from lean3r.cli.main import main
 from lean3r.geometry.align import align_cameras
 from lean3r.grow import run
 from lean3r.grow.masking import masks_of
-from lean3r.grow.memory import FILE
+from lean3r.grow.memory import FILE, print_of
 from lean3r.grow.recall import cover
 from lean3r.grow.result import read_result
 from lean3r.inputs.cameras import read_given
 from lean3r.inputs.masks import Masks
+from lean3r.inputs.pictures import Pictures
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "refine"))
 import scenes
@@ -308,6 +309,17 @@ def test_a_bad_scene_is_refused_and_stays(
 def test_new_pictures_must_not_lie_in_the_scene(out: Path, tmp_path: Path) -> None:
     photo(NEW[0], out / "new" / "a.png")
     assert add(out, out / "new") == 2
+
+
+def test_a_picture_that_exif_turns_is_known_by_its_upright_copy(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(scenes.photograph(POSES[0])[0]).save(tmp_path / "phone.jpg", exif=exif)
+    pictures = Pictures(tmp_path)
+    [still] = pictures.stills(tmp_path)
+    pictures.write(pictures.names, tmp_path / "images")  # what a result remembers such pictures by
+    [copy] = Pictures(tmp_path / "images").stills(tmp_path)
+    assert copy.open().read() != still.open().read() and print_of(copy) == print_of(still)
 
 
 def test_few_views_cover_all_pictures() -> None:
