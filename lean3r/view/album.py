@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from lean3r.errors import InputError
+from lean3r.export import lenses, pictures
 from lean3r.export.names import unique_names
-from lean3r.geometry.lens import Optics
+from lean3r.geometry.lens import Optics, scale_lens
 from lean3r.inputs.listing import Still, find_pictures
 from lean3r.types import Lens, Source
 from lean3r.view.arrays import open_arrays
@@ -44,10 +46,10 @@ class Maps:
         if depth.dtype.kind != "f" or conf.dtype.kind != "f" or not depth.size or not np.isfinite(k).all():
             return None
         models, params = arrays.get("lens_model"), arrays.get("lens_params")
-        lenses: tuple[Lens | None, ...] = (None,) * views
+        of_views: tuple[Lens | None, ...] = (None,) * views
         if models is not None and params is not None and len(models) == len(params) == views:
-            lenses = tuple(lens_of(model, row) for model, row in zip(models, params, strict=True))
-        return cls(depth, conf, k.astype(np.float64), lenses)
+            of_views = tuple(lens_of(model, row) for model, row in zip(models, params, strict=True))
+        return cls(depth, conf, k.astype(np.float64), of_views)
 
     def project(self, view: int, camera: Camera, cam: np.ndarray) -> np.ndarray:
         """Pixels [P, 2] of the maps where points [P, 3] of a camera are seen."""
@@ -62,12 +64,13 @@ class FolderAlbum:
     def __init__(
         self,
         folder: Path,
-        sources: Sequence[Source],
+        cameras: Sequence[Camera],
         maps: Maps | None,
         manifest: Mapping[str, Any],
         stored: Sequence[str | Path],
     ) -> None:
-        self._folder, self._sources, self.maps = folder, sources, maps
+        self._folder, self._sources, self.maps = folder, [camera.source for camera in cameras], maps
+        self._lenses = [camera.lens for camera in cameras]
         self._manifest, self._stored = manifest, stored
 
     @property
@@ -76,14 +79,17 @@ class FolderAlbum:
         return bool(self._stills) or (self._folder / KEYFRAMES).is_dir() or self._small is not None
 
     @cached_property
+    def _own(self) -> dict[int, Still]:
+        """The picture files of images/ by view."""
+        paths = [self._folder / IMAGES / name for name in unique_names(source.name for source in self._sources)]
+        is_there = [not self._stored and is_file(path, self._folder / IMAGES) for path in paths]
+        return {view: Still(p.name, partial(p.open, "rb")) for view, p in enumerate(paths) if is_there[view]}
+
+    @cached_property
     def _stills(self) -> dict[int, Still]:
         """The picture files by view."""
         names = [source.name for source in self._sources]
-        found: dict[int, Still] = {}
-        for view, name in enumerate(unique_names(names)):
-            path = self._folder / IMAGES / name
-            if not self._stored and is_file(path, self._folder / IMAGES):
-                found[view] = Still(name, partial(path.open, "rb"))
+        found = dict(self._own)
         for inputs, listed in self._batches(names) if len(found) < len(names) else ():
             try:
                 items = find_pictures(inputs).items
@@ -106,13 +112,18 @@ class FolderAlbum:
             for each in (added if isinstance(added, list) else [])
             if isinstance(each, dict) and isinstance(each.get("inputs"), list) and isinstance(each.get("views"), dict)
         ]
-        try:
-            inputs = tomllib.loads((self._folder / CONFIG).read_text("utf-8", "replace")).get("inputs")
-        except (OSError, ValueError):
-            inputs = None
+        inputs = self._config.get("inputs")
         if isinstance(inputs, list) and inputs:
             batches.insert(0, ([str(path) for path in inputs], own))
         return batches
+
+    @cached_property
+    def _config(self) -> Mapping[str, Any]:
+        """The settings of the run; none if they cannot be read."""
+        try:
+            return tomllib.loads((self._folder / CONFIG).read_text("utf-8", "replace"))
+        except (OSError, ValueError):
+            return {}
 
     def photo(self, view: int, side: int) -> Image.Image | None:
         """See content.Album."""
@@ -128,11 +139,30 @@ class FolderAlbum:
                     picture = decode_whole(file, still.name, side)
             except (InputError, OSError, ValueError):
                 return None
+            if view in self._own and self._config.get("undistort") is True:
+                picture = self._bent(view, picture, side)
             # Another picture of the same name would only mislead.
             return picture if abs(picture.width * source.height / (picture.height * source.width) - 1) < 0.03 else None
         if self._small is not None:
             return self._whole(view, self._small[view], None)
         return None
+
+    def _bent(self, view: int, picture: Image.Image, side: int) -> Image.Image:
+        """An undistorted picture as the lens of its view saw it, which its camera and depth map are of."""
+        source, lens, stated = self._sources[view], self._lenses[view], self._config.get("image_factors")
+        if lens is None:
+            return picture
+        whole = lenses.Camera(lens, source.width, source.height)
+        factors = [
+            factor for factor in (stated if isinstance(stated, list) else []) if isinstance(factor, int) and factor
+        ]
+        straight = lenses.undistort_camera(whole, math.lcm(*factors))
+        if straight == whole:
+            return picture
+        share = min(1.0, side / max(source.width, source.height))
+        width, height = (max(1, round(share * length)) for length in (source.width, source.height))
+        small = scale_lens(lens, width / source.width, height / source.height)
+        return pictures.undistort(picture, straight, lenses.Camera(small, width, height))
 
     def depth(self, view: int) -> np.ndarray | None:
         """See content.Album."""

@@ -21,14 +21,15 @@ BENT = 8  # cells along each side of the grid that shows how a lens bends a pict
 @dataclass(frozen=True)
 class Camera:
     """One view: its source, its pose cam_from_world [4, 4], rays [N, N, 2] (x / z, y / z) on a regular grid from corner
-    to corner of the original picture (2 x 2 for a pinhole), its registration, and the side of one of its pixels at
-    depth 1."""
+    to corner of the original picture (2 x 2 for a pinhole), its registration, the side of one of its pixels at depth 1,
+    and its lens if that is known."""
 
     source: Source
     pose: np.ndarray
     rays: np.ndarray
     registration: str
     footprint: float
+    lens: Lens | None = None
 
     @property
     def centre(self) -> np.ndarray:
@@ -187,7 +188,8 @@ def make_camera(source: Source, pose: np.ndarray, k: np.ndarray, registration: s
     if not np.isfinite(rays).all():
         rays = Optics([scaled], on_grid[None]).slopes(0, cells + 1, cells + 1)
     fx, fy = k[0, 0], k[1, 1]
-    return Camera(source, np.asarray(pose, np.float64), rays.copy(), registration, float(1 / np.sqrt(abs(fx * fy))))
+    footprint = float(1 / np.sqrt(abs(fx * fy)))
+    return Camera(source, np.asarray(pose, np.float64), rays.copy(), registration, footprint, lens)
 
 
 def lens_of(model: Any, params: Any) -> Lens | None:

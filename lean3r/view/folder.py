@@ -54,7 +54,7 @@ def read_content(folder: str | Path, stored: Sequence[str | Path] = ()) -> Conte
             f"{shown} has neither cameras nor points that can be read ({CAMERAS}, {PREDICTIONS}, {POINTS}); expected "
             "a result of lean3r."
         )
-    album = FolderAlbum(folder, [camera.source for camera in cameras], Maps.of(arrays, len(cameras)), manifest, stored)
+    album = FolderAlbum(folder, cameras, Maps.of(arrays, len(cameras)), manifest, stored)
     if len(points) and album.maps is not None and (points.view < 0).all():
         points = Points(points.xyz, points.rgb, points.conf, points.normals, views_of(points.xyz, cameras, album.maps))
     if cameras and not album.has_photos:

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lean3r.errors import InputError
-from lean3r.export import export
+from lean3r.export import ExportOptions, export
 from lean3r.export.ply import ply_bytes
+from lean3r.inputs.pictures import Pictures
+from lean3r.types import Lens
 from lean3r.view.compare import packages_of
 from lean3r.view.content import Content, of_scene
 from lean3r.view.folder import read_content
@@ -157,6 +160,24 @@ def test_pictures_elsewhere(copy: Path, tmp_path: Path) -> None:
     assert any("--stored" in note for note in read_content(copy).notes)
     content = read_content(copy, [tmp_path / "moved"])
     assert content.notes == () and content.album.photo(0, 50) is not None
+
+
+def test_undistorted_pictures_are_shown_as_their_lens_saw_them(tmp_path: Path) -> None:
+    scene = small_scene(2)
+    x, y = np.meshgrid(np.linspace(0, 255, 960), np.linspace(0, 255, 720))
+    ramp = np.stack([x, y, np.full_like(x, 99)], axis=-1).astype(np.uint8)
+    for name in scene.names:
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(ramp).save(tmp_path / "photos" / name, quality=95)
+    lenses = (Lens("RADIAL", (760.0, 480.0, 360.0, -0.2, 0.02)),) * 2
+    info = {"config": {"undistort": True, "image_factors": [2, 4]}}
+    options = ExportOptions(undistort=True, image_factors=(2, 4), pictures=Pictures(tmp_path / "photos"))
+    out = export(replace(scene, lenses=lenses, info=info), tmp_path / "out", FORMATS + ",colmap", options=options)
+    shutil.rmtree(tmp_path / "photos")  # as of a video, whose frames are in images/ only
+    photo = read_content(out).album.photo(0, 240)
+    assert photo is not None and photo.size == (240, 180)
+    away = np.abs(np.asarray(photo).astype(int) - np.asarray(Image.fromarray(ramp).resize((240, 180))))
+    assert away[20:-20, 20:-20].max() < 6
 
 
 def test_names_lead_nowhere_else(copy: Path) -> None:
