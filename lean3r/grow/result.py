@@ -54,8 +54,8 @@ _SHAPES = {
     "names": (),
 }
 UNDISTORTED = (
-    "{} was written with --undistort: its COLMAP model is not that of its pictures. Reconstruct it without, add the "
-    "pictures, and undistort the result (colmap image_undistorter)."
+    "{} was written with --undistort: its images/ are not the pictures of its cameras and depth. Reconstruct it "
+    "without, add the pictures, and undistort the result (colmap image_undistorter)."
 )
 _ON_PIXEL = 1e-6  # of a pixel: a measured feature is never so near to a pixel's centre
 
@@ -112,7 +112,7 @@ def read_about(folder: str | Path) -> About:
     if not folder.is_dir() or result_files(folder) is None:
         settle(folder)
     manifest, config = _manifest(folder), _config(folder / CONFIG)
-    if config.get("undistort") and "colmap" in manifest["seconds_by_format"]:
+    if config.get("undistort"):
         raise InputError(UNDISTORTED.format(folder))
     return About(manifest, config)
 

@@ -277,6 +277,11 @@ def rewrite(name: str, content: bytes) -> Callable[[Path], None]:
     return lambda out: (out / name).write_bytes(content) and None
 
 
+def undistorted_for_nerfstudio(out: Path) -> None:
+    change("seconds_by_format", {"npz": 0.1, "nerfstudio": 0.1})(out)
+    rewrite("config.toml", b"undistort = true\nimage_factors = []")(out)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -290,6 +295,7 @@ def rewrite(name: str, content: bytes) -> Callable[[Path], None]:
         (rewrite("predictions.npz", b"PK"), "damaged"),
         (rewrite("config.toml", b"= 3"), "TOML"),
         (rewrite("config.toml", b"undistort = true"), "--undistort"),
+        (undistorted_for_nerfstudio, "--undistort"),
         (rewrite("sparse/0/points3D.bin", b"\7"), "damaged"),
         (change("files", ["manifest.json"]), "predictions.npz"),
     ],
