@@ -304,5 +304,5 @@ class _Adding:
 
 def _export_options(config: Mapping[str, Any]) -> ExportOptions:
     """Those of the scene, as far as they can be kept."""
-    names = ("shared_camera", "colmap_points", "crs", "ground_cell", "texture")
+    names = ("shared_camera", "colmap_points", "crs", "ground_cell", "html_points", "texture")
     return ExportOptions(**{name: config[name] for name in names if name in config})

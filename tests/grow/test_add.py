@@ -20,6 +20,7 @@ from PIL import Image
 
 import lean3r
 from lean3r.cli.main import main
+from lean3r.export import ExportOptions
 from lean3r.geometry.align import align_cameras
 from lean3r.grow import run
 from lean3r.grow.masking import masks_of
@@ -29,6 +30,7 @@ from lean3r.grow.result import read_result
 from lean3r.inputs.cameras import read_given
 from lean3r.inputs.masks import Masks
 from lean3r.inputs.pictures import Pictures
+from lean3r.options import as_record
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "refine"))
 import scenes
@@ -326,6 +328,11 @@ def test_a_picture_that_exif_turns_is_known_by_its_upright_copy(tmp_path: Path) 
     pictures.write(pictures.names, tmp_path / "images")  # what a result remembers such pictures by
     [copy] = Pictures(tmp_path / "images").stills(tmp_path)
     assert copy.open().read() != still.open().read() and print_of(copy) == print_of(still)
+
+
+def test_a_larger_scene_is_written_with_the_options_of_the_scene() -> None:
+    wanted = ExportOptions(shared_camera=True, colmap_points=7, crs="enu", ground_cell=0.5, html_points=9, texture=True)
+    assert run._export_options(as_record(wanted)) == wanted
 
 
 def test_few_views_cover_all_pictures() -> None:
