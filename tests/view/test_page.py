@@ -97,6 +97,10 @@ def test_a_click_on_a_camera_goes_there_and_two_clicks_measure(result: Path, ope
     assert float(said.removesuffix(" units")) == pytest.approx(np.linalg.norm(world[0] - world[1]), rel=1e-3)
     xyz = read_ply(result / "points.ply").columns("x", "y", "z")
     assert [np.linalg.norm(xyz - end, axis=1).min() < 0.1 for end in world] == [True, True], "on the surface"
+    # A stream that grows has another centre and another unit.
+    again = "v.set([{ ...s.header, unit: 2 * s.header.unit }], () => s.parts); lean3r.tools.measures();"
+    page.page.evaluate("{ const v = lean3r.viewer, [s] = v.scenes; " + again + " }")
+    assert page.page.locator("#measures span").count() == 0, "no length that is none"
     assert page.problems == []
 
 

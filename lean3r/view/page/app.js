@@ -68,6 +68,7 @@ function connected(load) {
   });
   const changed = (about, isFirst) => {
     describe(viewer, about);
+    tools.begun = null;
     tools.measures();
     tools.camera();
     viewer.say(about.stage ?? "");

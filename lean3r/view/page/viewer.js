@@ -47,13 +47,15 @@ export class Viewer extends EventTarget {
     this.redraw();
   }
 
-  /** Show these headers, each with the parts that it names; the eye stays if it is no first time. */
+  /** Show these headers, each with the parts that it names; the eye stays if it is no first time. Measured lengths go:
+   * their ends are places of the page, which are others in the world from now on. */
   set(headers, partsOf) {
     this.scenes.forEach((scene) => scene.free());
     const before = this.look.over && { number: this.look.over.scene.number, name: this.look.over.camera.name };
     this.scenes = headers.map((header, number) => new Scene(this.gl, number, header, partsOf(number)));
     const first = this.scenes[0].header, unitLength = nice(0.25 * first.unit);
-    Object.assign(this.look, { ground: first.home.ground, step: unitLength / first.unit, over: null, hover: null });
+    Object.assign(this.look, { ground: first.home.ground, step: unitLength / first.unit, over: null, hover: null,
+      measured: [] });
     this.gridLength = unitLength;
     const over = before && this.scenes[before.number]?.cameras.find((camera) => camera.name === before.name);
     if (over) this.look.over = { scene: this.scenes[before.number], camera: over, texture: null };
