@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import tomllib
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from export.gltf import read_glb, shown_rgb
 from export.scene import make_scene
 from lean3r.errors import UsageError
 from lean3r.export import EXPORTERS, ExportOptions, export, parse_formats, pictures, ply
-from lean3r.export.frusta import order_colours
+from lean3r.export.frusta import frustum_reach, order_colours
 from lean3r.export.lenses import camera_table
 from lean3r.geometry.fusion import with_cloud, without_depth
 from lean3r.types import SparsePoints
@@ -269,6 +270,17 @@ def test_preview_shows_the_cloud_and_does_not_depend_on_the_world_frame(tmp_path
         ),
     )
     assert np.abs(draw(turned).astype(int) - picture).mean() < 3
+
+
+def test_frusta_of_thousands_of_cameras_need_little_memory():
+    scene = make_scene(2)
+    poses = np.tile(np.eye(4), (3000, 1, 1))
+    poses[:, 0, 3] = 0.4 * np.arange(3000)
+    tracemalloc.start()
+    reach = frustum_reach(replace(scene, cam_from_world=poses))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert reach == pytest.approx(0.2) and most < 20e6, "half the way to the next camera"
 
 
 def test_formats_are_parsed_in_the_order_of_the_table():
