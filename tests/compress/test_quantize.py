@@ -224,7 +224,9 @@ def test_what_is_sparse_already_can_be_quantised(model: Nano) -> None:
 
 
 def test_networks_that_are_not_ours() -> None:
-    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 2, 64, batch_first=True), 2).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # with some weights, a value between two codes is rounded to either
+        net = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 2, 64, batch_first=True), 2).eval()
     x = noise(2, 9, 32)
     for scheme in ("fp8", "int8-dynamic"):
         prepared, converted = prepare(net, plan(scheme)), compress(net, plan(scheme))
