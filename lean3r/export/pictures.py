@@ -40,13 +40,14 @@ def _write(reconstruction: Reconstruction, directory: Path, options: ExportOptio
     written = []
     for name, picture in options.pictures.read(views, side=10**9):
         view = views.pop(name)
+        profile = picture.info.get("icc_profile")
         picture = undistort(picture.convert("RGB"), table.before[view], table.of(view))
-        written.append(_save(picture, folder, table.names[view]))
+        written.append(_save(picture, folder, table.names[view], profile))
         for factor in options.image_factors:
             # Whole blocks of pixels, so that intrinsics are exactly those of the picture divided by the factor.
             width, height = (side - side % factor or side for side in picture.size)
             small = picture.reduce(factor, (0, 0, width, height))
-            written.append(_save(small, directory / f"{FOLDER}_{factor}", table.names[view]))
+            written.append(_save(small, directory / f"{FOLDER}_{factor}", table.names[view], profile))
     if views:
         raise InputError(
             f"{len(views)} pictures cannot be read again ({min(views)}). Did the input change during the run?"
@@ -54,15 +55,15 @@ def _write(reconstruction: Reconstruction, directory: Path, options: ExportOptio
     return written
 
 
-def _save(picture: Image.Image, folder: Path, name: str) -> Path:
+def _save(picture: Image.Image, folder: Path, name: str, profile: bytes | None) -> Path:
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{name} would be written outside {folder}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".png":
-        picture.save(path, "PNG", compress_level=1)
+        picture.save(path, "PNG", compress_level=1, icc_profile=profile)
     else:
-        picture.save(path, "JPEG", quality=JPEG_QUALITY)
+        picture.save(path, "JPEG", quality=JPEG_QUALITY, icc_profile=profile)
     return path
 
 

@@ -130,6 +130,12 @@ def exif(image: Image.Image, name: str) -> tuple[int, float | None]:
     return int(orientation) if is_known else 1, focal_35mm if 0 < focal_35mm < 10_000 else None
 
 
+def rgb_profile(image: Image.Image) -> bytes | None:
+    """The ICC profile that says what a picture's colours mean as RGB; None if it has none, or one for CMYK or grey."""
+    profile = image.info.get("icc_profile") or b""
+    return profile if profile[16:20] == b"RGB " else None
+
+
 def plain(image: Image.Image, factor: int = 1) -> Image.Image:
     """A decoded image as RGB on white, `factor` times smaller with sides rounded up; converted in bands, so that hardly
     more than the image and the result is held in memory."""

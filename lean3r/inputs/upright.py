@@ -33,8 +33,9 @@ def upright(content: bytes) -> bytes:
             orientation, _ = exif(image, "a picture")
             image.load()  # turns some formats
             quality = {"quality": JPEG_QUALITY} if image.format in LOSSY else {}
+            profile = image.info.get("icc_profile")
             # A copy: the picture itself would save what its file says besides.
-            turned(image.copy(), orientation).save(file, image.format, exif=b"", **quality)
+            turned(image.copy(), orientation).save(file, image.format, exif=b"", icc_profile=profile, **quality)
     except InputError as error:
         logger.warning("a picture could not be rotated and keeps its EXIF orientation: %s", error)
         return content

@@ -1,7 +1,7 @@
 """Pictures -> network input: decode, turn upright, scale and crop, pad, and record how pixels map back.
 
-Colours are taken as stored, without ICC conversion; transparency is composited on white; 16-bit values are divided by
-257; for animations and multi-page files the first picture is used, with a warning.
+Colours are taken as stored, without ICC conversion, as the official programs do; transparency is composited on white;
+16-bit values are divided by 257; for animations and multi-page files the first picture is used, with a warning.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ import torch
 from PIL import Image
 
 from lean3r.errors import InputError, UsageError
-from lean3r.inputs.decoding import TURNS, check_pixels, eight_bit, exif, is_large, on_white, open_image, plain
+from lean3r.inputs.decoding import (
+    TURNS,
+    check_pixels,
+    eight_bit,
+    exif,
+    is_large,
+    on_white,
+    open_image,
+    plain,
+    rgb_profile,
+)
 from lean3r.inputs.gravity import measured_up
 from lean3r.inputs.video import Clip, Frame
 from lean3r.types import Source, Views
@@ -113,7 +123,8 @@ def decode_whole(file: BinaryIO, name: str, side: int) -> Image.Image:
     """Decode one picture file, upright, RGB, uncropped; its longer side has at least `side` pixels, if it had them.
 
     It comes at its own size, or at a half, a quarter or an eighth of that (rounded up to whole pixels) if the format
-    decodes faster so. Raises InputError whose message is the reason, without the name.
+    decodes faster so. Its info holds the `icc_profile` of its colours, if there is one. Raises InputError whose message
+    is the reason, without the name.
     """
     with open_image(file) as image:
         orientation, _ = exif(image, name)
@@ -122,7 +133,9 @@ def decode_whole(file: BinaryIO, name: str, side: int) -> Image.Image:
             whole = plain(image, _shrunk_by(share))
         else:
             whole = on_white(eight_bit(image))
-        return whole.transpose(TURNS[orientation]) if orientation in TURNS else whole
+        whole = whole.transpose(TURNS[orientation]) if orientation in TURNS else whole
+        whole.info = {"icc_profile": profile} if (profile := rgb_profile(image)) else {}
+        return whole
 
 
 def _read(image: Image.Image, name: str, size_of: SizeOf) -> Picture:

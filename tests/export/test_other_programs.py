@@ -10,7 +10,7 @@ import numpy as np
 import pycolmap
 import pytest
 import trimesh
-from PIL import Image
+from PIL import Image, ImageCms
 
 from export.scene import BOX, ROOM, cast, make_scene
 from lean3r.errors import UsageError
@@ -24,6 +24,7 @@ from lean3r.inputs.pictures import Pictures
 from lean3r.types import Lens, SparsePoints
 
 SIZE = (320, 240)
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LENSES = {
     "SIMPLE_RADIAL": (260.0, 161.0, 118.0, -0.11),
     "RADIAL": (260.0, 161.0, 118.0, -0.11, 0.02),
@@ -70,7 +71,7 @@ def photos(scene, folder: Path) -> Pictures:
     ramp = np.stack([x, y, 0 * x], axis=-1).astype(np.uint8)
     folder.mkdir()
     for name in scene.names:
-        Image.fromarray(ramp).save(folder / name, quality=95)
+        Image.fromarray(ramp).save(folder / name, quality=95, icc_profile=PROFILE)
     return Pictures([folder])
 
 
@@ -173,6 +174,7 @@ def test_undistorted_pictures_are_those_of_their_pinhole_cameras(tmp_path, model
     old = colmap_camera(scene.lenses[0], *SIZE)
     for name in scene.names:
         with Image.open(out / "images" / name) as picture:
+            assert picture.info["icc_profile"] == PROFILE
             pixels = np.asarray(picture.convert("RGB")).astype(float)
         assert pixels.shape == (camera.height, camera.width, 3)
         at = np.random.default_rng(0).integers([8, 8], [camera.width - 8, camera.height - 8], (200, 2))

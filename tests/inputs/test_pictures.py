@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from reading import video as write_video
 
 from lean3r.cli.main import main
@@ -321,3 +321,19 @@ def test_a_picture_that_has_vanished_is_reported(tmp_path: Path) -> None:
         clip.views(**SIZE)
     with pytest.raises(InputError, match=r"1 of 2 pictures cannot be read again \(a.png\)"):
         pictures.write(pictures.names, tmp_path / "out")
+
+
+def test_colours_keep_their_meaning_in_pictures_that_are_turned(tmp_path: Path) -> None:
+    """Else those of most phones, whose colours go beyond sRGB, look pale."""
+    exif, profile = Image.Exif(), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif[ORIENTATION] = 6
+    for name in ("a.jpg", "b.png", "c.webp"):
+        IMAGE.save(tmp_path / name, exif=exif, icc_profile=profile)
+    grey = profile[:16] + b"GRAY" + profile[20:]
+    IMAGE.convert("L").save(tmp_path / "d.jpg", exif=exif, icc_profile=grey)
+    pictures = Pictures(tmp_path)
+    for path in pictures.write(pictures.names, tmp_path / "images"):
+        with Image.open(path) as image:
+            assert image.info["icc_profile"] == (grey if path.name == "d.jpg" else profile), path.name
+    read = {name: image.info.get("icc_profile") for name, image in pictures.read(pictures.names, 1000)}
+    assert [read[name] for name in pictures.names] == [profile, profile, profile, None], "RGB has no profile for grey"
