@@ -24,7 +24,8 @@ OUT_OF_TIME = 75  # exit code of a process that has used up its time
 class Group:
     """Views that share a camera: COLMAP's model and parameters to start from; `trusted`: the focal length is
     stated (EXIF); `fixed`: the parameters are known and held fixed; `focal_fixed`: all but the distortion are known and
-    held fixed (in all groups, or none); `assumed`: that the views share a camera is an assumption."""
+    held fixed (in all groups, or none); `assumed`: that the views share a camera is an assumption; `lens_assumed`: that
+    it distorts is one."""
 
     width: int
     height: int
@@ -34,6 +35,7 @@ class Group:
     fixed: bool = False
     focal_fixed: bool = False
     assumed: bool = False
+    lens_assumed: bool = False
 
 
 @dataclass(frozen=True)

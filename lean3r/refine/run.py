@@ -247,7 +247,8 @@ def _group(
     focals, more = LENSES[model]
     params = (*[focal] * focals, source.width * scale / 2, source.height * scale / 2, *[0.0] * more)
     assumed = not trusted and options.share_lens == "auto"
-    return Group(width, height, model, params, trusted=trusted, assumed=assumed)
+    lens_assumed = options.lens == "auto"
+    return Group(width, height, model, params, trusted=trusted, assumed=assumed, lens_assumed=lens_assumed)
 
 
 def work(folder: Path, seconds: float, processor_seconds: float = math.inf) -> str | None:

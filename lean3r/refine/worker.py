@@ -10,9 +10,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from lean3r.refine.kinks import kinks, sides_of_kinks
 from lean3r.refine.overlay import drop_overlays
 from lean3r.refine.rivals import contested
 from lean3r.refine.separate import own_focals
+from lean3r.refine.sharpen import sharpened
 
 ENOUGH = 0.8  # if a model fits this share of the verified matches, no other method is tried
 CALIBRATING = 4  # registered views that determine a camera reliably
@@ -51,37 +53,61 @@ CLEARLY = 1.002  # ratio of how well matches fit, that makes a model better
 STRONG = 150  # measurements of the weaker views of a model above which finer features are not needed
 
 
+class Attempt(NamedTuple):
+    """What a model of a job says, and how to have the model sharpened (sharpen.py), which takes some time."""
+
+    answer: Answer
+    sharpened: Callable[[], Answer]
+
+    @classmethod
+    def of(
+        cls, job: Job, matches: matching.Matches, mapper: adjust.Mapper, built: Built, found: list[Built]
+    ) -> Attempt:
+        """The attempt whose best model is `built`, of all that were `found`."""
+        return cls(built.judged(job, found), lambda: sharpened(job, matches, mapper, built).judged(job, found))
+
+    def with_note(self, note: str) -> Attempt:
+        """The same with one more note for the user."""
+        return Attempt(self.answer.with_note(note), lambda: self.sharpened().with_note(note))
+
+
 def solve(job: Job, folder: Path) -> None:
     """Keep the best answer so far in the folder. Coarse features come first, fine ones if these are not enough, and a
     camera for every view, if shared ones leave many matches or hide different focal lengths."""
-    best: Answer | None = None
+    best: Attempt | None = None
     octave = features.COARSE
     for octave in features.octaves(job):
-        for answer in attempts(job, folder, octave):
-            if best is None or value(answer) > value(best):
-                best = answer
-                answer.write(folder)
-        if best is not None and is_strong(best):
+        for attempt in attempts(job, folder, octave):
+            if best is None or value(attempt.answer) > value(best.answer):
+                best = attempt
+                best.answer.write(folder)
+        if best is not None and is_strong(best.answer):
             break
-    if best is None or best.has.sum() < CALIBRATING:
+    if best is None:
         return
+    can_tell = best.answer.has.sum() >= CALIBRATING
     if job.sequences:
-        zoomed(job, folder, octave, best)
-    elif (alone := job.each_alone()) is not None:
-        apart(alone, folder, octave, best, own_focals(job, best) is not None)
-
-
-def apart(alone: Job, folder: Path, octave: int, shared: Answer, are_apart: bool) -> None:
-    """Keep a model of pictures with a camera each, if shared ones leave many matches or cannot be true."""
-    if not are_apart and (shared.has.sum() < MANY or share(shared) >= WELL):
+        if can_tell:
+            zoomed(job, folder, octave, best.answer)
         return
+    if can_tell and (alone := job.each_alone()) is not None:
+        best = apart(alone, folder, octave, best, own_focals(job, best.answer) is not None)
+    best.sharpened().write(folder)
+
+
+def apart(alone: Job, folder: Path, octave: int, shared: Attempt, are_apart: bool) -> Attempt:
+    """Keep a model of pictures with a camera each, if shared ones leave many matches or cannot be true."""
+    if not are_apart and (shared.answer.has.sum() < MANY or share(shared.answer) >= WELL):
+        return shared
     best = shared
-    for answer in attempts(alone, folder, octave, "alone"):
-        if is_better_alone(answer, best, are_apart and best is shared):
-            best = answer
-            answer.write(folder)
+    for attempt in attempts(alone, folder, octave, "alone"):
+        if is_better_alone(attempt.answer, best.answer, are_apart and best is shared):
+            best = attempt
+            best.answer.write(folder)
     if are_apart and best is shared:
-        best.with_note(DIFFERENT).write(folder)
+        best = best.with_note(DIFFERENT)
+        best.answer.write(folder)
+    return best
 
 
 def zoomed(job: Job, folder: Path, octave: int, shared: Answer) -> None:
@@ -98,13 +124,14 @@ def zoomed(job: Job, folder: Path, octave: int, shared: Answer) -> None:
     shared.with_zoom().with_doubts(range(len(job.views)), ZOOMS).write(folder)
     if shared.report["start"]:
         free = replace(job, start=np.full_like(job.start, np.nan))
-        models = [each for each in attempts(free, folder, octave, "free") if is_as_good(each, shared)]
+        models = [each.answer for each in attempts(free, folder, octave, "free") if is_as_good(each.answer, shared)]
         models = [each for each in models if varying_focals(job, each) is None]
         if models:
             max(models, key=value).write(folder)
             return
     if (alone := job.each_alone(focals_px)) is not None:
-        models = [each for each in attempts(alone, folder, octave, "alone") if is_as_good(each, shared, MOST)]
+        models = [each.answer for each in attempts(alone, folder, octave, "alone")]
+        models = [each for each in models if is_as_good(each, shared, MOST)]
         if models:
             max(models, key=value).with_zoom().write(folder)
 
@@ -147,7 +174,7 @@ def is_strong(answer: Answer) -> bool:
     return bool(answer.trusted.all()) and float(np.quantile(seen, 0.1)) >= STRONG
 
 
-def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Iterator[Answer]:
+def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Iterator[Attempt]:
     """Features, matches, and their best model; if it lacks views, also one from matches verified with its cameras."""
     here = folder / f"{name}{octave}"
     here.mkdir()
@@ -165,7 +192,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     if job.held.any():
         held = Built.of(job, matches, mapper.from_poses(job.start, np.flatnonzero(job.held).tolist()), True)
         if held is not None:
-            yield held.judged(job, [])
+            yield Attempt.of(job, matches, mapper, held, [])
         return
     candidates: list[Built] = []
     views = adjust.consistent_views(matches, job.start)
@@ -179,12 +206,12 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     best = max(candidates, key=lambda built: fitness(job, built.answer), default=None)
     if best is None:
         return
-    yield best.judged(job, found)
+    yield Attempt.of(job, matches, mapper, best, found)
     enough = (NEARLY if job.sequences else 1.0) * len(features.files_to_view(job))
     if CALIBRATING <= best.answer.trusted.sum() < enough:
         again = recalibrate(job, here, database, best.answer)
         if again is not None and again.answer.trusted.sum() > best.answer.trusted.sum():
-            yield again.judged(job, found)
+            yield Attempt.of(job, matches, mapper, again, found)
 
 
 def by_methods(job: Job, matches: matching.Matches, mapper: adjust.Mapper, folder: Path, database: Path) -> list[Built]:

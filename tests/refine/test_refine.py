@@ -74,7 +74,7 @@ def test_rough_cameras_become_exact_and_the_frame_and_scale_stay(tmp_path: Path)
     assert np.array_equal(after.cam_from_world[0], np.eye(4)), "the first camera is the world, as it was"
     _, fit = align_cameras(torch.from_numpy(after.cam_from_world), torch.from_numpy(poses))
     assert abs(float(fit.scale) * 3 - 1) < 0.15, "the unit is the network's"
-    assert after.lenses[0].model == "SIMPLE_RADIAL" and abs(after.lenses[0].params[0] / scenes.FOCAL - 1) < 0.03
+    assert after.lenses[0].model == "SIMPLE_PINHOLE" and abs(after.lenses[0].params[0] / scenes.FOCAL - 1) < 0.03
     assert np.allclose(after.original_intrinsics[0, :2, :2], np.eye(2) * after.lenses[0].params[0])
     assert after.sparse is not None and len(after.sparse.xyz) > 100
 
