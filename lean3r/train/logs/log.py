@@ -60,8 +60,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(complete.splitlines()))
 
 
+OF_THE_RUN = ("resumed", "stopped")
+
+
 class Event(TypedDict):
-    """The fields of every event; each kind of event has more."""
+    """The fields of every event; each kind of event has more. `step` is the number of the step, from 0; of events
+    OF_THE_RUN, how many steps are done."""
 
     step: int
     event: str
@@ -70,12 +74,14 @@ class Event(TypedDict):
 class EventLog:
     """A log of unusual events: one JSON object per line, with its `step` and `event`.
 
-    The constructor drops events of steps later than `after_step`, and a last line that a crash truncated.
+    The constructor keeps the events of the first `after_step` steps: a resumed run does the others again. It drops a
+    last line that a crash truncated.
     """
 
     def __init__(self, path: Path, after_step: int = 0):
         self.path = path
-        lines = [json.dumps(event) + "\n" for event in read_events(path) if event["step"] <= after_step]
+        kept = [e for e in read_events(path) if e["step"] < after_step + (e["event"] in OF_THE_RUN)]
+        lines = [json.dumps(event) + "\n" for event in kept]
         write_atomically(path, lambda temporary: temporary.write_text("".join(lines)))
 
     def append(self, step: int, event: str, **facts: object) -> None:
