@@ -36,7 +36,8 @@ class StepGuard:
 
     def problem(self, loss: float, norm: float) -> str:
         """Return the reason to skip this step and count it as skipped; "" if the step is sound."""
-        typical = median(self._norms) if len(self._norms) >= FEWEST else math.inf
+        # A median of 0, of steps that had nothing to learn from, says nothing about the others.
+        typical = (median(self._norms) if len(self._norms) >= FEWEST else 0.0) or math.inf
         if not (math.isfinite(loss) and math.isfinite(norm)):
             reason = f"not finite: loss {loss}, gradient norm {norm}"
         elif self._factor and norm > self._factor * typical:

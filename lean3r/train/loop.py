@@ -7,6 +7,7 @@ generators and of the data; all other state is in the checkpoint.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import signal
 import sys
@@ -287,9 +288,9 @@ class _Run:
             return
         if key not in figures:
             raise UsageError(f"best_key '{key}' is not a validation figure; expected one of {', '.join(figures)}")
-        sign = 1.0 if self.config.best_mode == "max" else -1.0
-        if self.best is None or sign * figures[key] > sign * self.best["value"]:
-            self.best = {"value": float(figures[key]), "step": self.step}
+        sign, value = 1.0 if self.config.best_mode == "max" else -1.0, float(figures[key])
+        if math.isfinite(value) and (self.best is None or sign * value > sign * self.best["value"]):
+            self.best = {"value": value, "step": self.step}
             self._save_weights(model, "best.safetensors")
 
     def draw(self, draw: Draw) -> None:

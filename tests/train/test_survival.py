@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from toy_training import Killed, final_state, toy_batch, toy_config, toy_loss, toy_model, train_plain, train_toy
 
@@ -103,6 +104,20 @@ def test_the_guard_knows_norms_of_this_stage_only_and_survives_a_resume() -> Non
     guard.forget()
     assert guard.problem(1.0, 1e6) == "", "a new stage may have other norms"
     assert StepGuard(toy_config(STEPS, explode_factor=0.0)).problem(1.0, 1e30) == ""
+
+
+def test_gradients_that_were_zero_so_far_limit_none() -> None:
+    guard = StepGuard(toy_config(STEPS))
+    assert not any(guard.problem(1.0, norm) for norm in [0.0] * FEWEST + [0.5, 0.4])
+
+
+def test_a_validation_without_a_number_is_never_the_best(tmp_path: Path) -> None:
+    figures = iter([math.nan, 0.5, math.inf, 0.7])
+    config = toy_config(STEPS, validate_every=6)
+    result = fit(toy_model(), toy_loss, toy_batch, config, tmp_path, validate=lambda _: {"error": next(figures)})
+    assert result.best == {"value": 0.5, "step": 12}
+    with safe_open(tmp_path / "best.safetensors", "pt") as file:
+        assert file.metadata()["step"] == "12"
 
 
 def test_corrupt_samples_are_counted_over_a_resume(tmp_path: Path) -> None:
