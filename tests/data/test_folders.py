@@ -16,6 +16,9 @@ from lean3r.data.sets.roots import kind_of
 from lean3r.data.sets.scenes import SceneSet
 from lean3r.data.sets.shards import Shards, pack
 from lean3r.errors import InputError
+from lean3r.train.config import Stage
+from lean3r.train.losses.distillation import good_surfaces
+from lean3r.train.recipes.sources import Data, Source
 
 each_set = pytest.mark.parametrize("name", list(tiny.WRITERS))
 
@@ -128,3 +131,11 @@ def test_shards_hold_scenes_of_one_kind_and_are_read_by_webdataset(tmp_path: Pat
         [Shards(out).view(2, v) for v in range(3)]
     cut.unlink()
     assert "is missing" in Shards.problems(out)[0] and len(Shards(out)) == 2
+
+
+def test_samples_of_shards_are_named_after_the_packed_set(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    tiny.write("shards", tmp_path)
+    batch = Data((Source("shards", str(tmp_path)),)).batch(1, 0, Stage(1, 28, 28, (2,), 2), 0, 1)
+    assert batch.ids[0].startswith("blendedmvs/"), "losses know sets by name"
+    assert good_surfaces(batch).all()

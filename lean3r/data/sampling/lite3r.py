@@ -91,12 +91,12 @@ class Pairs:
         """These views of a scene, as a batch of one; InputError if one cannot be read, or if there are none."""
         scenes, index = self.sets[self.places[place][0]], self.places[place][1]
         if not views:
-            raise InputError(f"{scenes.name}/{scenes.scene(index).id} has too few views ({self._views(place)})")
+            raise InputError(f"{scenes.label}/{scenes.scene(index).id} has too few views ({self._views(place)})")
         raws = []
         for view in views:
             raw = scenes.view(index, view)
             raws.append(prepare(raw, scenes.depth_range(index, view, self.as_released), height, width))
-        label = f"{scenes.name}/{scenes.scene(index).id}:{','.join(map(str, views))}"
+        label = f"{scenes.label}/{scenes.scene(index).id}:{','.join(map(str, views))}"
         return scene_batch([raw for raw, _ in raws], scenes, label, unknown=sum(count for _, count in raws))
 
     def _sample(self, number: int, shape: BatchShape) -> SceneBatch:

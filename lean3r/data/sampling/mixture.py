@@ -46,7 +46,7 @@ class World(Protocol):
 class Part:
     """One source of a mixture: its weight relative to the others, the choice of views and the augmentation.
 
-    `name` labels its samples; by default the name of the set."""
+    `name` labels its samples; by default the label of the set."""
 
     source: SceneSet | World
     weight: float = 1.0
@@ -61,7 +61,7 @@ class Part:
     @property
     def label(self) -> str:
         """The label of its samples."""
-        return self.name or (self.source.name if isinstance(self.source, SceneSet) else "synthetic")
+        return self.name or (self.source.label if isinstance(self.source, SceneSet) else "synthetic")
 
 
 def shape_at(

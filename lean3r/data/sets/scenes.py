@@ -80,6 +80,11 @@ class SceneSet(ABC):
     has_poses: bool = True
     is_ordered: bool = False
 
+    @property
+    def label(self) -> str:
+        """The name of a set that samples bear, for logs and losses: that of the original set if this is a copy."""
+        return self.name
+
     @abstractmethod
     def __len__(self) -> int:
         """Number of scenes."""

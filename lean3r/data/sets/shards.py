@@ -98,6 +98,11 @@ class Shards(SceneSet):
         self._cameras: OrderedDict[int, list[CameraRow]] = OrderedDict()
 
     @property
+    def label(self) -> str:
+        """The name of the packed set."""
+        return self.packed
+
+    @property
     def ids(self) -> list[str]:
         """Names of the scenes."""
         return [row["id"] for row in self.rows]

@@ -136,9 +136,9 @@ def mixture(data: Data, seed: int) -> Mixture:
     parts = []
     for source in data.sources:
         if source.name == SYNTHETIC:
-            parts.append(Part(replace(data.world, seed=data.world.seed + seed), source.weight, name=SYNTHETIC))
+            parts.append(Part(replace(data.world, seed=data.world.seed + seed), source.weight))
         else:
-            parts.append(Part(_open(source), source.weight, augmentation=USUAL, name=source.name))
+            parts.append(Part(_open(source), source.weight, augmentation=USUAL))
     return Mixture(parts, seed)
 
 
@@ -146,7 +146,7 @@ def plain_mixture(sources: Sequence[Source], seed: int) -> Mixture:
     """Data sets on disk as one mixture without augmentation; UsageError if one is the synthetic world."""
     if any(source.name == SYNTHETIC for source in sources):
         raise UsageError("the synthetic world is the default without data; expected data sets on disk, NAME=ROOT.")
-    return Mixture([Part(_open(source), source.weight, name=source.name) for source in sources], seed)
+    return Mixture([Part(_open(source), source.weight) for source in sources], seed)
 
 
 @lru_cache(maxsize=32)
