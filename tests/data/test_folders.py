@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data import tiny
+from PIL import Image
 
 from lean3r.data import DATASETS
 from lean3r.data.sets.colmap import ColmapFolder
@@ -131,6 +132,18 @@ def test_shards_hold_scenes_of_one_kind_and_are_read_by_webdataset(tmp_path: Pat
         [Shards(out).view(2, v) for v in range(3)]
     cut.unlink()
     assert "is missing" in Shards.problems(out)[0] and len(Shards(out)) == 2
+
+
+@pytest.mark.parametrize("name", ["dl3dv", "scannetpp", "wildrgbd"])
+def test_pictures_and_maps_that_are_held_otherwise_than_their_cameras_are_refused(name: str, tmp_path: Path) -> None:
+    tiny.write(name, tmp_path)
+    frames = open_set(name, tmp_path)._frames_of(0)  # type: ignore[attr-defined]
+    turned = [frame.depth if name == "wildrgbd" else frame.image for frame in frames]
+    for path in turned:
+        with Image.open(path) as picture:
+            picture.transpose(Image.Transpose.ROTATE_90).save(path)
+    with pytest.raises(InputError, match=rf"{turned[0].name} has 48 x 64 pixels.*; expected"):
+        open_set(name, tmp_path).view(0, 0)
 
 
 def test_samples_of_shards_are_named_after_the_packed_set(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from lean3r.data.sets.scenes import (
     check_camera,
     fit_intrinsics,
     folders,
-    nearest,
     pinhole,
 )
 from lean3r.errors import InputError
@@ -110,9 +109,10 @@ class ArkitScenes(FolderSet[TabletFrame]):
     def view(self, scene: int, view: int) -> RawView:
         """Read one view, rotated upright."""
         frame, camera = self._frames_of(scene)[view], self.camera(scene, view)
-        image = np.ascontiguousarray(np.rot90(read_image(frame.image), frame.quarters))
+        picture = read_image(frame.image)
+        stored = picture, self.depth_of(frame, *picture.shape[:2])
+        image, depth = (np.ascontiguousarray(np.rot90(each, frame.quarters)) for each in stored)
         height, width = image.shape[:2]
-        depth = nearest(np.ascontiguousarray(np.rot90(self.read_depth(frame), frame.quarters)), height, width)
         return RawView(image, depth, fit_intrinsics(camera, width, height, frame.image), camera.cam_from_world)
 
     def read_depth(self, frame: TabletFrame) -> np.ndarray:

@@ -23,6 +23,7 @@ from lean3r.errors import InputError
 CACHED_SCENES = 64
 CACHED_CAMERAS = 8192
 SIZE_TOLERANCE = 0.02
+MAP_TOLERANCE = 0.05  # maps of networks have sides that are multiples of a patch
 ROTATION_TOLERANCE = 1e-2
 _SHOWN = 3
 
@@ -269,9 +270,19 @@ class FolderSet(SceneSet, Generic[F]):
         image = read_image(frame.image)
         height, width = image.shape[:2]
         intrinsics = fit_intrinsics(camera, width, height, frame.image)
-        has_depth = frame.depth is not None
-        depth = nearest(self.read_depth(frame), height, width) if has_depth else no_depth(height, width)
-        return RawView(image, depth, intrinsics, camera.cam_from_world)
+        return RawView(image, self.depth_of(frame, height, width), intrinsics, camera.cam_from_world)
+
+    def depth_of(self, frame: F, height: int, width: int) -> np.ndarray:
+        """Depth [height, width] of a frame, unknown without a file; InputError for a map of another aspect ratio."""
+        if frame.depth is None:
+            return no_depth(height, width)
+        depth = self.read_depth(frame)
+        if not _same_aspect(depth.shape[1], depth.shape[0], width, height, MAP_TOLERANCE):
+            raise InputError(
+                f"{frame.depth} has {depth.shape[1]} x {depth.shape[0]} pixels for a picture of {width} x {height}; "
+                "expected a map of the whole picture, held in the same way"
+            )
+        return nearest(depth, height, width)
 
     def _frames_of(self, index: int) -> Sequence[F]:
         frames = self._frames.get(index)  # read once: another thread may evict it at any time
@@ -361,14 +372,23 @@ def check_camera(camera: Camera, what: str) -> Camera:
 
 def fit_intrinsics(camera: Camera, width: int, height: int, path: Path) -> np.ndarray:
     """Intrinsics [3, 3] in pixels of a width x height picture; InputError if its aspect ratio is not the camera's."""
+    check_size(width, height, camera.width, camera.height, path)
     if (width, height) == (camera.width, camera.height):
         return camera.intrinsics
-    if abs(width * camera.height / (height * camera.width) - 1) > SIZE_TOLERANCE:
+    return rescale(camera.intrinsics, width / camera.width, height / camera.height)
+
+
+def check_size(width: int, height: int, stated_width: int, stated_height: int, path: Path) -> None:
+    """Raise InputError if a picture's aspect ratio is not the one that its camera states."""
+    if not _same_aspect(width, height, stated_width, stated_height, SIZE_TOLERANCE):
         raise InputError(
-            f"{path} has {width} x {height} pixels, but its camera is for {camera.width} x {camera.height}; "
+            f"{path} has {width} x {height} pixels, but its camera is for {stated_width} x {stated_height}; "
             "expected the pictures for which the cameras were made"
         )
-    return rescale(camera.intrinsics, width / camera.width, height / camera.height)
+
+
+def _same_aspect(width: int, height: int, other_width: int, other_height: int, tolerance: float) -> bool:
+    return abs(width * other_height / (height * other_width) - 1) <= tolerance
 
 
 def nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import grid_sample
 
 from lean3r.data.sets.formats.files import read_image
-from lean3r.data.sets.scenes import Camera, FolderSet, Frame, RawView, fit_intrinsics, nearest, no_depth
+from lean3r.data.sets.scenes import FolderSet, Frame, RawView, check_size
 
 if TYPE_CHECKING:
     from lean3r.colmap_library import pycolmap
@@ -38,10 +38,8 @@ class LensSet(FolderSet[L]):
         frame, camera = self._frames_of(scene)[view], self.camera(scene, view)
         image = read_image(frame.image)
         height, width = image.shape[:2]
-        stated = Camera(np.eye(3), camera.cam_from_world, frame.lens.width, frame.lens.height)
-        fit_intrinsics(stated, width, height, frame.image)
-        depth = no_depth(height, width) if frame.depth is None else self.read_depth(frame)
-        image, depth, intrinsics = undistort(image, nearest(depth, height, width), frame.lens)
+        check_size(width, height, frame.lens.width, frame.lens.height, frame.image)
+        image, depth, intrinsics = undistort(image, self.depth_of(frame, height, width), frame.lens)
         return RawView(image, depth, intrinsics, camera.cam_from_world)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from lean3r.data.sets.formats.files import read_text
 from lean3r.data.sets.formats.lens import LensFrame, pinhole_of
-from lean3r.data.sets.scenes import Camera, invert
+from lean3r.data.sets.scenes import Camera, check_size, invert
 from lean3r.errors import InputError
 from lean3r.inputs.cameras import OPENCV_FROM_OPENGL, open_colmap
 from lean3r.json_text import parse_json
@@ -38,7 +38,10 @@ class PosedPicture:
     is_bad: bool
 
     def frame(self, image: Path, size: tuple[int, int], depth: Path | None = None) -> LensFrame:
-        """The frame of a LensSet, for a picture of `size` (width, height), which may differ from the stated one."""
+        """The frame of a LensSet, for a picture of `size` (width, height), which may differ from the stated one.
+
+        InputError for another aspect ratio."""
+        check_size(*size, self.lens.width, self.lens.height, image)
         lens = copy.copy(self.lens)
         lens.rescale(*size)
         plain = pinhole_of(lens)
