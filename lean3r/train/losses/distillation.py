@@ -36,7 +36,7 @@ Terms = dict[str, Tensor]
 
 EMPTY_SCENES = 4  # a data set whose first scenes are all without labels is an error
 
-GOOD_SURFACES = ("synthetic", "blendedmvs", "dtu", "hypersim", "scannet", "scannetpp", "vkitti2")
+GOOD_SURFACES = ("synthetic", "blendedmvs", "dtu", "eth3d", "hypersim", "scannet", "scannetpp", "sintel", "vkitti2")
 """Data sets whose depth is good enough for the normal loss: Speed3R's list as far as we read it, and our own world."""
 
 
