@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -207,3 +209,23 @@ def test_phone_photos_have_the_files_of_a_phone(tmp_path: Path) -> None:
             focal = exif.get_ifd(0x8769)[0xA405] / math.hypot(36, 24) * math.hypot(60, 80)
     assert focal == pytest.approx(float(truth.intrinsics[0, 0, 0, 0]), rel=0.02)
     assert (truth.depth > 0).all(), "a closed room"
+
+
+_MADE = """
+import torch
+
+torch.set_default_device("meta")
+from lean3r.data.world.synthetic import SyntheticWorld
+
+batch = SyntheticWorld(tiles=16, tile_size=16, terrain=0.5).batch(0, 2, views=2, height=16, width=16)
+print(float(batch.images.sum()), float(batch.depth.sum()))
+"""
+
+
+def test_scenes_do_not_depend_on_the_default_device(tmp_path: Path) -> None:
+    made = subprocess.run([sys.executable, "-c", _MADE], capture_output=True, text=True, timeout=100)
+    batch = SyntheticWorld(tiles=16, tile_size=16, terrain=0.5).batch(0, 2, views=2, height=16, width=16)
+    assert made.stdout.split() == [str(float(batch.images.sum())), str(float(batch.depth.sum()))], made.stderr
+    with torch.device("meta"):
+        photos = phone_photos(tmp_path / "meta", views=1, height=24, width=32)
+    torch.testing.assert_close(photos.depth, phone_photos(tmp_path / "cpu", views=1, height=24, width=32).depth)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+
+def table(*rows: float | Sequence[float]) -> Tensor:
+    """A constant tensor: on the CPU, whatever torch's default device is when its module is imported."""
+    return torch.tensor(rows, device="cpu")
 
 
 class Draw:

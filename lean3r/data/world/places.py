@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from lean3r.data.world.draw import Draw
+from lean3r.data.world.draw import Draw, table
 from lean3r.data.world.raycast import Counts, product
 from lean3r.data.world.textures import family_rows
 
@@ -23,17 +23,17 @@ TINY = 1e-3
 AWAY = 1e4
 
 # One row per kind: ranges (low, high) in metres, probabilities in 0..1.
-SHELL_X = torch.tensor([[1.5, 4.0], [7.0, 20.0], [8.0, 18.0], [22.0, 45.0]])
-SHELL_Z = torch.tensor([[1.5, 4.0], [7.0, 20.0], [6.0, 14.0], [22.0, 45.0]])
-HEIGHT = torch.tensor([[2.2, 3.6], [4.0, 12.0], [5.0, 14.0], [14.0, 26.0]])
-UNIT = torch.tensor([[0.8, 1.2], [1.6, 4.0], [1.2, 2.4], [1.5, 3.5]])
-SPREAD = torch.tensor([[1.2, 2.8], [2.5, 7.0], [3.0, 7.0], [4.0, 11.0]])
-REACH = torch.tensor([[1.2, 4.5], [4.0, 14.0], [4.0, 14.0], [8.0, 26.0]])
-ELEVATION = torch.tensor([[0.0, 0.45], [0.02, 0.5], [-0.05, 0.35], [0.25, 1.35]])
-AZIMUTH = torch.tensor([math.pi, math.pi, 1.0, math.pi])
-OPEN_TOP = torch.tensor([0.0, 0.5, 0.9, 1.0])
-OPEN_SIDE = torch.tensor([0.0, 0.1, 0.45, 1.0])
-ON_WALL = torch.tensor([0.35, 0.1, 0.6, 0.0])
+SHELL_X = table((1.5, 4.0), (7.0, 20.0), (8.0, 18.0), (22.0, 45.0))
+SHELL_Z = table((1.5, 4.0), (7.0, 20.0), (6.0, 14.0), (22.0, 45.0))
+HEIGHT = table((2.2, 3.6), (4.0, 12.0), (5.0, 14.0), (14.0, 26.0))
+UNIT = table((0.8, 1.2), (1.6, 4.0), (1.2, 2.4), (1.5, 3.5))
+SPREAD = table((1.2, 2.8), (2.5, 7.0), (3.0, 7.0), (4.0, 11.0))
+REACH = table((1.2, 4.5), (4.0, 14.0), (4.0, 14.0), (8.0, 26.0))
+ELEVATION = table((0.0, 0.45), (0.02, 0.5), (-0.05, 0.35), (0.25, 1.35))
+AZIMUTH = table(math.pi, math.pi, 1.0, math.pi)
+OPEN_TOP = table(0.0, 0.5, 0.9, 1.0)
+OPEN_SIDE = table(0.0, 0.1, 0.45, 1.0)
+ON_WALL = table(0.35, 0.1, 0.6, 0.0)
 
 
 @dataclass(frozen=True)

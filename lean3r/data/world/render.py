@@ -139,7 +139,7 @@ def look(
 
 
 def _middle(width: int, height: int, device: torch.device) -> Tensor:
-    return torch.tensor([width / 2, height / 2]).to(device)
+    return torch.tensor([width / 2, height / 2], device=device)
 
 
 def _rows(group: G, views: Tensor) -> G:

@@ -166,14 +166,14 @@ def phone_photos(
     [S, H, W] float16 in metres. The seed changes the cameras, not the furniture. Distortion is mild and, as with a
     real phone, not part of the intrinsics.
     """
-    generator = torch.Generator().manual_seed(seed)
-    tiles, _ = atlas(ATLAS_SEED, TILES, TILE_SIZE, None, "cpu")
-    scene, (rotation, position) = living_room(), _path(views, generator)
-    focal = torch.full((1, views), FOCAL_35MM / math.hypot(36, 24) * math.hypot(height, width))
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    images, depths, normals = [], [], []
-    with torch.no_grad():
+    with torch.device("cpu"), torch.no_grad():
+        generator = torch.Generator().manual_seed(seed)
+        tiles, _ = atlas(ATLAS_SEED, TILES, TILE_SIZE, None, "cpu")
+        scene, (rotation, position) = living_room(), _path(views, generator)
+        focal = torch.full((1, views), FOCAL_35MM / math.hypot(36, 24) * math.hypot(height, width))
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        images, depths, normals = [], [], []
         for i in range(views):
             one = (rotation[:, i : i + 1], position[:, i : i + 1], focal[:, i : i + 1], torch.full((1, 1), 0.01))
             picture = render(scene, *one, (height, width), tiles, shadows=True)
@@ -183,14 +183,14 @@ def phone_photos(
             depths.append(picture.depth.view(height, width))
             normals.append(torch.stack((picture.nx, picture.ny, picture.nz), 1).view(3, height, width))
             write_photo(folder / f"IMG_{i + 1:04d}.jpg", images[-1], round(FOCAL_35MM), i)
-    truth = SceneBatch(
-        images=torch.stack(images)[None],
-        depth=torch.stack(depths)[None],
-        intrinsics=pinhole(focal, height, width),
-        cam_from_world=world_to_camera(rotation, position),
-        normals=torch.stack(normals)[None],
-        is_metric=True,
-    )
+        truth = SceneBatch(
+            images=torch.stack(images)[None],
+            depth=torch.stack(depths)[None],
+            intrinsics=pinhole(focal, height, width),
+            cam_from_world=world_to_camera(rotation, position),
+            normals=torch.stack(normals)[None],
+            is_metric=True,
+        )
     np.savez(
         folder / "truth.npz",
         cam_from_world=truth.cam_from_world[0].numpy(),

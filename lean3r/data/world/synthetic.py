@@ -87,17 +87,18 @@ class SyntheticWorld:
     def _batch(
         self, generator: torch.Generator, scenes: int, s: int, h: int, w: int, device: torch.device
     ) -> SceneBatch:
-        draw = Draw(generator, scenes)
-        tiles, photos = atlas(self.seed, self.tiles, self.tile_size, self.textures, self.device)
-        procedural = self.tiles // len(FAMILIES) * len(FAMILIES)
-        scene = sample_scene(draw, self._kinds(draw), procedural, photos)
-        focal = self._focal(draw, s, h, w)
-        k1 = (self.distortion * draw.uniform(-1, 1, 1) ** 3).expand(scenes, s)
-        rotation, position = propose(draw, scene, s, self.candidates)
-        wanted = draw.uniform(0.25, 0.85)
-        sensor = Sensor(*(x.to(device) for x in sample_sensor(draw, s)))
-        scale = draw.logarithmic(*self.scale)
-        noise_seed = int(torch.randint(1 << 62, (), generator=generator))
+        with torch.device("cpu"):  # that of the generator, whatever torch's default is
+            draw = Draw(generator, scenes)
+            tiles, photos = atlas(self.seed, self.tiles, self.tile_size, self.textures, self.device)
+            procedural = self.tiles // len(FAMILIES) * len(FAMILIES)
+            scene = sample_scene(draw, self._kinds(draw), procedural, photos)
+            focal = self._focal(draw, s, h, w)
+            k1 = (self.distortion * draw.uniform(-1, 1, 1) ** 3).expand(scenes, s)
+            rotation, position = propose(draw, scene, s, self.candidates)
+            wanted = draw.uniform(0.25, 0.85)
+            sensor = Sensor(*(x.to(device) for x in sample_sensor(draw, s)))
+            scale = draw.logarithmic(*self.scale)
+            noise_seed = int(torch.randint(1 << 62, (), generator=generator))
 
         scene, rotation, position = scene.to(device), rotation.to(device), position.to(device)
         focal, k1, wanted, scale = (x.to(device) for x in (focal, k1, wanted, scale))

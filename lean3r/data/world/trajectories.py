@@ -7,20 +7,20 @@ import math
 import torch
 from torch import Tensor
 
-from lean3r.data.world.draw import Draw
+from lean3r.data.world.draw import Draw, table
 from lean3r.data.world.places import Scene, ground_height, rotate_x, rotate_y
 from lean3r.data.world.raycast import product
 
 CLEAR = 0.25
 PATHS = ("orbit", "walk", "pan", "unordered", "wide")
-WEIGHTS = torch.tensor([0.3, 0.25, 0.1, 0.15, 0.2])
+WEIGHTS = table(0.3, 0.25, 0.1, 0.15, 0.2)
 
 # One row per path: (low, high) of the half range; angles in radians, lengths relative to the distance to the focus.
-SWING = torch.tensor([[0.12, 0.6], [0.0, 0.08], [0.0, 0.02], [0.1, 0.5], [0.3, 1.0]])
-SHIFT = torch.tensor([[0.0, 0.15], [0.15, 0.8], [0.004, 0.05], [0.1, 0.6], [0.0, 0.4]])
-TURN = torch.tensor([[0.0, 0.08], [0.02, 0.3], [0.08, 0.5], [0.02, 0.3], [0.0, 0.15]])
-PARALLEL = torch.tensor([0.0, 0.85, 1.0, 0.5, 0.0])
-ORDERED = torch.tensor([1.0, 1.0, 0.8, 0.0, 0.5])
+SWING = table((0.12, 0.6), (0.0, 0.08), (0.0, 0.02), (0.1, 0.5), (0.3, 1.0))
+SHIFT = table((0.0, 0.15), (0.15, 0.8), (0.004, 0.05), (0.1, 0.6), (0.0, 0.4))
+TURN = table((0.0, 0.08), (0.02, 0.3), (0.08, 0.5), (0.02, 0.3), (0.0, 0.15))
+PARALLEL = table(0.0, 0.85, 1.0, 0.5, 0.0)
+ORDERED = table(1.0, 1.0, 0.8, 0.0, 0.5)
 
 
 def look_at(position: Tensor, target: Tensor) -> Tensor:
