@@ -75,9 +75,10 @@ class Train(Changes):
         processes = self.processes_for(recipe.processes)
         phases = recipe.phases if self.adapters is None else recipe.phases[-1:]  # the others are for random weights
         configs = self.overrides().configs(phases, recipe.processes, processes)
+        seed = recipe.world.seed if self.seed is None else self.seed
         return replace(
             recipe,
-            world=replace(recipe.world, device=self.device),
+            world=replace(recipe.world, device=self.device, seed=seed),
             processes=processes,
             phases=tuple(self.with_adapters(configs, [None] * len(configs))),
         )
