@@ -99,7 +99,7 @@ def main() -> None:
 
 def run(name: str, batches: Batches, kind: str, files: list[Path], workers: int, rounds: int) -> dict[str, object]:
     """One way of loading, in turns with the decoder."""
-    with Prefetch(batches, workers, ahead=2 * workers, kind=kind) as prefetch:  # type: ignore[arg-type]
+    with Prefetch(batches, workers, kind=kind) as prefetch:  # type: ignore[arg-type]
         equal = all(
             torch.equal(prefetch(step, None, 0, 1).images, batches(step, None, 0, 1).images) for step in range(3)
         )

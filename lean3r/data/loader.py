@@ -27,6 +27,7 @@ logger = logging.getLogger("lean3r")
 
 S = TypeVar("S")  # the stage of a step
 BatchFn = Callable[[int, S, int, int], SceneBatch]
+Call = tuple[int, S, int, int]  # step, stage, rank, number of processes
 Values = dict[str, object]
 Result = SceneBatch | tuple[str | None, Values]
 """The result of a worker. Threads return a batch; processes return the name of the shared memory that holds the
@@ -42,30 +43,32 @@ _compute: BatchFn[object] | None = None  # in a worker process: the function tha
 
 
 class Prefetch(Generic[S]):
-    """`batch_fn(step, stage, rank, world_size)` with the next `ahead` steps of each rank computed in the background.
+    """`batch_fn(step, stage, rank, world_size)` with the next `ahead` batches computed in the background.
 
     A context manager, called like `batch_fn`. `batch_fn` must be a pure function; results are then the same for any
     number of workers. An error is raised by the call for its step. `kind` is where batches are computed: in
     "processes" (spawned, so `batch_fn` must be picklable and scripts need `if __name__ == "__main__"`), in "threads",
     or "auto": threads for up to MOST_THREADS workers or if `batch_fn` cannot be pickled, otherwise processes.
-    `stage_at(step)` returns the stage of a later step, None past the end; without it, the current stage is assumed to
-    continue, and the first batch of a new stage is computed on request. With 0 workers nothing is computed ahead.
+    `after(*call)` returns the arguments of the call after one, None past the end; without it, calls are assumed to
+    differ in their steps only. What is not called as assumed is computed on request. `ahead` is by default two batches
+    for each worker; with 0 workers nothing is computed ahead.
     """
 
     def __init__(
         self,
         batch_fn: BatchFn[S],
         workers: int,
-        ahead: int = 2,
+        ahead: int | None = None,
         *,
         kind: Literal["auto", "processes", "threads"] = "auto",
-        stage_at: Callable[[int], S | None] | None = None,
+        after: Callable[[int, S, int, int], Call[S] | None] | None = None,
     ) -> None:
-        if workers < 0 or ahead < 1:
+        if workers < 0 or (ahead is not None and ahead < 1):
             raise UsageError(
-                f"prefetching: got {workers} workers and {ahead} steps ahead; expected at least 0 workers and 1 step"
+                f"prefetching: got {workers} workers and {ahead} batches ahead; expected at least 0 workers and 1 batch"
             )
-        self.batch_fn, self.workers, self.ahead, self.stage_at = batch_fn, workers, ahead, stage_at
+        self.batch_fn, self.workers, self.after = batch_fn, workers, after or _next_step
+        self.ahead = 2 * workers if ahead is None else ahead
         self._waiting: dict[tuple[int, int, int], tuple[S, Future[Result]]] = {}
         self._pool: Executor | None = None
         in_threads = kind == "threads" or (kind == "auto" and workers <= MOST_THREADS)
@@ -91,12 +94,11 @@ class Prefetch(Generic[S]):
         """The batch of a step. Raises the error of `batch_fn` for this step; LeanError if a worker process died."""
         if self._pool is None:
             return self.batch_fn(step, stage, rank, world_size)
-        self._forget(step, rank, world_size)
-        future = self._request(step, stage, rank, world_size)
-        for later in range(step + 1, step + 1 + self.ahead):
-            following = stage if self.stage_at is None else self.stage_at(later)
-            if following is not None:
-                self._request(later, following, rank, world_size)
+        calls: list[Call[S]] = [(step, stage, rank, world_size)]
+        while len(calls) <= self.ahead and (later := self.after(*calls[-1])) is not None:
+            calls.append(later)
+        self._forget_all_but(calls)
+        future, *_ = [self._request(*call) for call in calls]
         self._waiting.pop((step, rank, world_size))
         try:
             result = future.result()
@@ -123,11 +125,9 @@ class Prefetch(Generic[S]):
         self._waiting[key] = (stage, future)
         return future
 
-    def _forget(self, step: int, rank: int, world_size: int) -> None:
-        """Drop batches that are no longer ahead of this rank, after a jump."""
-        span = range(step, step + self.ahead + 1)
-        stale = [k for k in self._waiting if k[0] < step or (k[1:] == (rank, world_size) and k[0] not in span)]
-        for key in stale:
+    def _forget_all_but(self, calls: list[Call[S]]) -> None:
+        """Drop the batches of other calls, after a jump."""
+        for key in self._waiting.keys() - {(step, rank, world_size) for step, _, rank, world_size in calls}:
             self._give_up(self._waiting.pop(key)[1])
 
     def close(self) -> None:
@@ -142,6 +142,10 @@ class Prefetch(Generic[S]):
         """Drop a batch; if it is in progress, its shared memory is released when it is done."""
         if not future.cancel() and self._in_processes:
             future.add_done_callback(_drop)
+
+
+def _next_step(step: int, stage: S, rank: int, world_size: int) -> Call[S]:
+    return step + 1, stage, rank, world_size
 
 
 def _pickle_batch_fn(batch_fn: Callable[..., SceneBatch], must: bool) -> bytes | None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def fit(
     lock = lock_folder(out_dir) if world.is_main else nullcontext()
     with lock, explain_full_disk(out_dir), catch_stop_signals() as signals:
         run = _Run(model, config, out_dir, world, torch.device(device))
-        batches = Prefetch(batch_fn, config.workers, stage_at=config.stage_at)
+        batches = Prefetch(batch_fn, config.workers, after=partial(_batch_after, config, world))
         try:
             run.open(resume)
             if run.unvalidated and validate is not None and config.validate_every:
@@ -138,6 +139,17 @@ def fit(
             run.watch.close()
         # Report a signal that came after the run was done, so that the caller starts nothing else.
         return replace(result, stopped_by=signals[0]) if signals and result.stopped_by is None else result
+
+
+def _batch_after(
+    config: TrainConfig, world: World, step: int, stage: Stage, rank: int, _size: int
+) -> loader.Call[Stage] | None:
+    """The call for the batch of this process after one: of the same step, else the first of the next; None at the end.
+    See `_Run.train_step`."""
+    if (rank + 1) % stage.accumulate:
+        return step, stage, rank + 1, world.size * stage.accumulate
+    later = config.stage_at(step + 1)
+    return later and (step + 1, later, world.rank * later.accumulate, world.size * later.accumulate)
 
 
 class _Run:

@@ -49,6 +49,11 @@ def run(prefetch: Prefetch, steps: int = 7) -> list[SceneBatch]:
     return [prefetch(s, "one" if s < 4 else "two", rank, 2) for s in range(steps) for rank in (0, 1)]
 
 
+def in_turn(step: int, stage: str, rank: int, world_size: int) -> tuple[int, str, int, int]:
+    """The order of `run`, without the change of stage, which comes as a surprise."""
+    return (step, stage, 1, world_size) if rank == 0 else (step + 1, stage, 0, world_size)
+
+
 def same(a: SceneBatch, b: SceneBatch) -> bool:
     values = zip(vars(a).values(), vars(b).values(), strict=True)
     return all(torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in values)
@@ -64,7 +69,7 @@ def expected() -> list[SceneBatch]:
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_any_number_of_threads_gives_the_same_batches(count: int) -> None:
-    with Prefetch(Numbered(), count, ahead=2, kind="threads") as prefetch:
+    with Prefetch(Numbered(), count, kind="threads", after=in_turn) as prefetch:
         assert all(same(made, wanted) for made, wanted in zip(run(prefetch), expected(), strict=True))
         assert same(prefetch(2, "one", 0, 2), expected()[4]), "a jump back"
     assert not workers()
@@ -77,7 +82,7 @@ def shared() -> set[Path]:
 
 def test_processes_give_the_same_batches_and_errors_at_their_step() -> None:
     before = shared()
-    with Prefetch(Numbered(fails_at=8), 2, ahead=2, kind="processes") as prefetch:
+    with Prefetch(Numbered(fails_at=8), 2, kind="processes", after=in_turn) as prefetch:
         assert all(same(made, wanted) for made, wanted in zip(run(prefetch), expected(), strict=True))
         children = multiprocessing.active_children()
         assert len(children) == 2
@@ -111,12 +116,12 @@ def test_without_shared_memory_arrays_go_through_the_pipe(monkeypatch: pytest.Mo
     assert name is None and same(loader._unpack(name, values), Numbered()(3, "one", 0, 2))
 
 
-def until_six(step: int) -> str | None:
-    return "one" if step < 6 else None
+def until_six(step: int, stage: str, rank: int, world_size: int) -> tuple[int, str, int, int] | None:
+    return (step + 1, stage, rank, world_size) if step < 5 else None
 
 
 def test_batches_are_ready_before_they_are_requested() -> None:
-    with Prefetch(Numbered(), 1, ahead=3, kind="threads", stage_at=until_six) as prefetch:
+    with Prefetch(Numbered(), 1, ahead=3, kind="threads", after=until_six) as prefetch:
         prefetch(0, "one", 0, 1)
         ahead = [future for _, future in prefetch._waiting.values()]
         assert len(ahead) == 3 and not wait(ahead, HANGS).not_done, "they are computed without a request"

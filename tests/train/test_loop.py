@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,6 +170,31 @@ def test_a_signal_missed_by_a_finished_group_stops_later_phases() -> None:
         launch(2, signalled, 0)
     assert ended.value.code == 143
     assert launch(2, signalled, 7) == 7, "the code of a run that did hear of it"
+
+
+def test_batches_are_prepared_once_in_their_order_and_two_ahead_for_each_worker(tmp_path: Path) -> None:
+    calls: list[tuple[int, int, int]] = []
+    used: list[int] = []
+    ahead: list[int] = []
+    ready = threading.Event()
+
+    def batch_fn(step, stage, rank, world_size):
+        calls.append((step, rank, world_size))
+        if len(calls) >= 5:
+            ready.set()
+        return toy_batch(step, stage, rank, world_size)
+
+    def loss_fn(model, batch, progress):
+        assert ready.wait(20), "both workers go on while a batch is used"
+        ahead.append(len(calls) - len(used))
+        used.append(1)
+        return toy_loss(model, batch)
+
+    stages = (Stage(4, 4, 5, (2,), 4, accumulate=3), Stage(6, 4, 5, (2,), 4))
+    fit(toy_model(), loss_fn, batch_fn, toy_config(10, stages=stages, workers=2), tmp_path)
+    wanted = [(step, part, 3) for step in range(4) for part in range(3)] + [(step, 0, 1) for step in range(4, 10)]
+    assert sorted(calls) == wanted, "each batch once, none in vain"
+    assert max(ahead) <= 1 + 2 * 2
 
 
 def test_validation_can_be_switched_off(tmp_path: Path) -> None:
