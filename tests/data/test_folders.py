@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -90,6 +91,20 @@ def test_each_set_is_recognised_among_all(name: str, copies: Callable[[str], Cop
     with pytest.raises(InputError, match=r"Expected:|is missing"):
         open_set(name, tmp_path)
     assert not DATASETS.get(name).looks_like(tmp_path) and DATASETS.get(name).problems(tmp_path)
+
+
+@each_set
+def test_hidden_files_are_no_part_of_a_set(name: str, copies: Callable[[str], Copy], tmp_path: Path) -> None:
+    """macOS puts a file ._NAME next to each that it copies to another file system."""
+    root = shutil.copytree(copies(name)[0], tmp_path / "copy")
+    own = (views_of(open_set(name, root)), DATASETS.get(name).problems(root))
+    for path in [path for path in root.rglob("*") if path.is_file()]:
+        (path.parent / f"._{path.name}").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X        ")
+    assert (views_of(open_set(name, root)), DATASETS.get(name).problems(root)) == own
+
+
+def views_of(scenes: SceneSet) -> list[int]:
+    return [scenes.scene(i).views for i in range(len(scenes))]
 
 
 @each_set

@@ -75,7 +75,7 @@ class ArkitScenes(FolderSet[TabletFrame]):
     @classmethod
     def incomplete(cls, place: Path) -> list[str]:
         """A sentence if fewer than two pictures have depth."""
-        pictures, depth = ({path.name for path in (place / part).glob("*.png")} for part in cls.parts[:2])
+        pictures, depth = ({path.name for path in (place / part).glob("[!.]*.png")} for part in cls.parts[:2])
         both = len(pictures & depth)
         return [f"{place} has {both} pictures with depth; a scene needs two"] if both < 2 else []
 
@@ -84,10 +84,10 @@ class ArkitScenes(FolderSet[TabletFrame]):
         folder = self.root / scene
         times, poses = _trajectory(folder / "lowres_wide.traj")
         quarters = _quarters_up(poses) if self.upright else 0
-        lenses = {path.stem: path for path in (folder / "lowres_wide_intrinsics").glob("*.pincam")}
-        depths = {path.name: path for path in (folder / "lowres_depth").glob("*.png")}
+        lenses = {path.stem: path for path in (folder / "lowres_wide_intrinsics").glob("[!.]*.pincam")}
+        depths = {path.name: path for path in (folder / "lowres_depth").glob("[!.]*.png")}
         frames = []
-        for picture in sorted((folder / "lowres_wide").glob("*.png"), key=lambda path: _time(path.stem)):
+        for picture in sorted((folder / "lowres_wide").glob("[!.]*.png"), key=lambda path: _time(path.stem)):
             time = _time(picture.stem)
             closest = int(np.abs(times - time).argmin())
             lens = _lens_of(picture.stem, lenses)

@@ -79,5 +79,5 @@ class BlendedMVS(MvsnetSet):
 def _numbers(scene: Path) -> tuple[set[str], set[str], set[str]]:
     """Numbers of the views with a picture, with a camera, and with a depth map."""
     images = {p.stem for p in (scene / "blended_images").glob("*.jpg") if p.stem.isdigit()}
-    cameras = {p.stem.removesuffix("_cam") for p in (scene / "cams").glob("*_cam.txt")}
-    return images, cameras, {p.stem for p in (scene / "rendered_depth_maps").glob("*.pfm")}
+    cameras = {p.stem.removesuffix("_cam") for p in (scene / "cams").glob("[!.]*_cam.txt")}
+    return images, cameras, {p.stem for p in (scene / "rendered_depth_maps").glob("[!.]*.pfm")}

@@ -71,7 +71,7 @@ class Bonn(TimedSet):
 
     def _prepared_frames(self, scene: str) -> Sequence[LensFrame]:
         folder, rows = self.root / scene, []
-        images, maps = (sorted((folder / part).glob("*.png"))[PREPARED] for part in ("rgb", "depth"))
+        images, maps = (sorted((folder / part).glob("[!.]*.png"))[PREPARED] for part in ("rgb", "depth"))
         if not len(images) == len(maps) == PREPARED.stop - PREPARED.start:
             raise InputError(
                 f"{folder} has {len(images)} pictures and {len(maps)} maps from number 30 on; expected 110"

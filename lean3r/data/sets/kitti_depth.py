@@ -63,7 +63,7 @@ class KittiDepth(FolderSet[Frame]):
     @classmethod
     def incomplete(cls, place: Path) -> list[str]:
         """Sentences for pictures without a map and maps without a picture, and for fewer than two views."""
-        images, maps = ({path.name for path in folder.glob("*.png")} for folder in (place, _maps(place)))
+        images, maps = ({path.name for path in folder.glob("[!.]*.png")} for folder in (place, _maps(place)))
         odd, both = sorted(images ^ maps), len(images & maps)
         problems = [] if both > 1 else [f"{place} has {both} pictures with a map; a scene needs two"]
         if odd:
@@ -73,7 +73,7 @@ class KittiDepth(FolderSet[Frame]):
     def frames(self, scene: str) -> Sequence[Frame]:
         """The pictures with a map, in order; all have the size of the first."""
         folder = self.root / scene
-        images = [path for path in sorted(folder.glob("*.png")) if (_maps(folder) / path.name).is_file()]
+        images = [path for path in sorted(folder.glob("[!.]*.png")) if (_maps(folder) / path.name).is_file()]
         if not images:
             raise InputError(f"{folder} has no picture with a map of the same name; expected {self.layout}")
         own_width, own_height, focal, cx, cy = CAMERAS[folder.name[:10]]

@@ -164,7 +164,7 @@ def _npz(root: Path) -> Path:
 
 
 def _text(root: Path) -> Path | None:
-    return next(iter(sorted(root.glob("*pairs_with_gt.txt"))), None)
+    return next(iter(sorted(root.glob("[!.]*pairs_with_gt.txt"))), None)
 
 
 def _images(root: Path, pair: Pair) -> list[Path]:

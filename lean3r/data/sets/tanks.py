@@ -71,7 +71,7 @@ class Tanks(LensSet[LensFrame]):
         log is in another folder of this name."""
         names = {name.lower() for name in SCENES}
         for folder in folders(root):
-            has_files = any(any(folder.glob(f"*{end}")) for end in (LOG, ALIGNMENT))
+            has_files = any(any(folder.glob(f"[!.]*{end}")) for end in (LOG, ALIGNMENT))
             is_named = folder.name.lower() in names
             if has_files or (is_named and (_model_folder(folder) or (_pictures(folder) and _twin(folder, _has_log)))):
                 yield folder
@@ -220,7 +220,7 @@ def _pinhole(size: tuple[int, int], focal: float) -> pycolmap.Camera:
 
 def _file(place: Path, end: str) -> Path:
     """SCENE_trans.txt and the like: the name is that of the log, or else of the folder."""
-    log = next(iter(sorted(place.glob(f"*{LOG}"))), None)
+    log = next(iter(sorted(place.glob(f"[!.]*{LOG}"))), None)
     return place / f"{place.name if log is None else log.name.removesuffix(LOG)}{end}"
 
 

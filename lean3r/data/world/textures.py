@@ -245,7 +245,7 @@ def _photo_tiles(folder: str, size: int, generator: torch.Generator) -> Tensor:
     if there is none."""
     from PIL import Image
 
-    files = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    files = sorted(p for p in Path(folder).glob("[!.]*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not files:
         raise InputError(f"no .jpg or .png file in the texture folder {folder}: give a folder of photo crops")
     tiles, margin = [], size // 8
