@@ -13,7 +13,7 @@ from lean3r.errors import UsageError
 from lean3r.json_text import parse_json
 
 # Settings that do not affect the weights: a resumed run may change them.
-FREE_ON_RESUME = (
+_FREE = (
     "validate_every",
     "checkpoint_every",
     "log_every",
@@ -23,6 +23,7 @@ FREE_ON_RESUME = (
     "shard",
     "skip_limit",
     "skip_limit_in_row",
+    "root",  # of a data set: the same files may lie elsewhere
 )
 
 _TUPLES = ("views", "frozen", "train", "pixels", "aspect")
@@ -259,12 +260,12 @@ def _build(cls: type, values: dict[str, Any]) -> Any:
 
 
 def config_diff(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """Lines "path: SAVED in the run, CURRENT now" for every differing leaf of two JSON objects."""
+    """Lines "path: SAVED in the run, CURRENT now" for every differing leaf of two JSON objects that affects weights."""
     before, now = _leaves(saved), _leaves(current)
     return [
         f"{path}: {before.get(path, 'absent')} in the run, {now.get(path, 'absent')} now"
         for path in sorted(before.keys() | now.keys())
-        if before.get(path, "absent") != now.get(path, "absent")
+        if before.get(path, "absent") != now.get(path, "absent") and path.split(".")[-1] not in _FREE
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lean3r.errors import UsageError
 from lean3r.train.checkpoints.state import lock_folder, write_atomically
-from lean3r.train.config import FREE_ON_RESUME, OptimConfig, config_diff
+from lean3r.train.config import OptimConfig, config_diff
 from lean3r.train.distributed import is_main_process, launch
 
 RECIPE_FILE = "recipe.json"
@@ -67,7 +67,6 @@ def keep_recipe(out: Path, recipe: Mapping[str, Any], resume: bool) -> None:
     before = read_recipe(out)
     if resume and before is not None:
         lines = config_diff(_on_one_process(before), _on_one_process(now))
-        lines = [line for line in lines if line.split(":")[0].split(".")[-1] not in FREE_ON_RESUME]
         if lines:
             shown = "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
             raise UsageError(f"'{out}' holds a run of another recipe; cannot resume: {shown}")

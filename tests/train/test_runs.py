@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from lean3r.errors import UsageError
 from lean3r.train import DISTILLATIONS
 from lean3r.train.checkpoints.state import lock_folder
+from lean3r.train.recipes.sources import Data, Source
 from lean3r.train.runs import keep_recipe, run_folder
 
 RECIPE = {"processes": 1, "phases": [{"stages": [{"accumulate": 1}]}]}
@@ -38,6 +40,18 @@ def test_one_run_at_a_time_which_tidies_up(tmp_path: Path) -> None:
             pytest.fail("the block must not run")
     with lock_folder(tmp_path, 0), run_folder(tmp_path / "other", RECIPE, False, []):
         pass
+
+
+def test_data_may_lie_elsewhere_when_a_run_is_resumed(tmp_path: Path) -> None:
+    recipe = DISTILLATIONS.get("nano-gsa-fp8")(None)
+
+    def at(root: str) -> dict[str, object]:
+        return replace(recipe, data=Data((Source("blendedmvs", root),))).as_dict()
+
+    keep_recipe(tmp_path, at("/scratch/job-1"), False)
+    keep_recipe(tmp_path, at("/scratch/job-2"), True)
+    with pytest.raises(UsageError, match=r"sources"):
+        keep_recipe(tmp_path, recipe.as_dict(), True)
 
 
 def test_the_same_batches_on_another_number_of_processes_are_the_same_recipe(tmp_path: Path) -> None:

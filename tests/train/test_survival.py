@@ -222,11 +222,16 @@ def test_killed_within_the_write_of_a_checkpoint(tmp_path: Path, monkeypatch: py
     assert not list(folder.glob(".*")), "what the crash left is gone"
 
 
-def test_keep_last_and_workers_are_free_to_change(tmp_path: Path) -> None:
+def test_keep_last_and_workers_and_where_data_lie_are_free_to_change(tmp_path: Path) -> None:
+    def settings(root: str, name: str = "co3dv2") -> dict:
+        return {"data": {"sources": [{"name": name, "root": root, "weight": 1.0}]}}
+
     with pytest.raises(Killed):
-        train_plain(tmp_path, dies_at=8, keep_last=1)
+        train_plain(tmp_path, dies_at=8, keep_last=1, settings=settings("/scratch/job-1"))
     assert len(checkpoints(tmp_path / "checkpoints")) == 1
-    train_plain(tmp_path, resume=True, keep_last=3, workers=1)
+    with pytest.raises(UsageError, match=r"settings\.data\.sources\.0\.name"):
+        train_plain(tmp_path, resume=True, settings=settings("/scratch/job-2", "dl3dv"))
+    train_plain(tmp_path, resume=True, keep_last=3, workers=1, settings=settings("/scratch/job-2"))
     assert len(checkpoints(tmp_path / "checkpoints")) == 3
     train_plain(tmp_path / "whole")
     a, b = (load_file(path / "weights.safetensors") for path in (tmp_path, tmp_path / "whole"))

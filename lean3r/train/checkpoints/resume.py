@@ -23,7 +23,7 @@ from lean3r.train.checkpoints.shards import (
     write_shards,
 )
 from lean3r.train.checkpoints.state import prune, read_checkpoint, save_checkpoint
-from lean3r.train.config import FREE_ON_RESUME, TrainConfig, config_diff
+from lean3r.train.config import TrainConfig, config_diff
 from lean3r.train.distributed import World
 from lean3r.train.optim import Ema, Optimizer, spread_as
 from lean3r.train.sharding import ShardedEma, copy_into
@@ -121,8 +121,7 @@ def _check_same_run(values: SavedValues, config: TrainConfig, world: World, path
                 del stage["accumulate"]
     else:
         saved["processes"], current["processes"] = values["processes"], world.size
-    differing = [line for line in config_diff(saved, current) if line.split(":")[0] not in FREE_ON_RESUME]
-    if differing:
+    if differing := config_diff(saved, current):
         raise UsageError(f"'{path}' was trained with another config; cannot resume: " + "; ".join(differing))
 
 
