@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from toy_training import toy_config, toy_model
 
 from lean3r.errors import UsageError
 from lean3r.train.checkpoints.disk import write_atomically
-from lean3r.train.checkpoints.state import KEEP, checkpoints, load_checkpoint, save_checkpoint
+from lean3r.train.checkpoints.state import KEEP, checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 from lean3r.train.config import OptimConfig, Stage, TrainConfig, config_diff
 from lean3r.train.logs.log import CsvLog, draw_curves, read_csv
 from lean3r.train.optim import Ema, GradientBuffer, Muon, Optimizer, goes_to_muon, lr_factor, orthogonalise
@@ -195,6 +196,15 @@ def test_damaged_checkpoints_are_skipped(tmp_path: Path, capsys: pytest.CaptureF
         assert "step-000000002.pt is damaged" in capsys.readouterr().err
     path.write_bytes(whole)
     assert (load_checkpoint(tmp_path) or {})["step"] == 2
+
+
+def test_checking_a_checkpoint_takes_no_memory_of_its_size(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, {"weights": torch.zeros(2_500_000)})
+    tracemalloc.start()
+    assert newest_checkpoint(tmp_path) == path
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < path.stat().st_size / 4
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

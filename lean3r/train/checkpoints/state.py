@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import re
 import sys
 import time
@@ -99,10 +98,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest undamaged checkpoint, None if there is none; damaged ones are skipped with a warning."""
     for path in checkpoints(folder):
-        try:
-            problem = damage(path) if path.is_dir() else _file_damage(path.read_bytes())
-        except OSError as error:
-            problem = f"it cannot be read: {error.strerror}"
+        problem = damage(path) if path.is_dir() else _file_damage(path)
         if not problem:
             return path
         print(f"warning: checkpoint {path} is damaged and is skipped ({problem})", file=sys.stderr)
@@ -123,14 +119,14 @@ def load_checkpoint(folder: Path) -> RunState | None:
     return None if path is None else read_checkpoint(path)
 
 
-def _file_damage(data: bytes) -> str:
-    """Describe the damage of the bytes of a checkpoint file; "" if there is none."""
+def _file_damage(path: Path) -> str:
+    """Describe the damage of a checkpoint file; "" if there is none."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(path) as archive:  # piece by piece: a checkpoint may take much of the memory
             bad = archive.testzip()
         if bad is not None:
             return f"check sum of {bad} is wrong"
-        content = torch.load(io.BytesIO(data), map_location="meta", weights_only=True)
+        content = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         return next(iter(str(error).splitlines()), type(error).__name__)
     return "" if isinstance(content, dict) else "it holds no state of a run"
