@@ -18,7 +18,7 @@ from lean3r.compress.plan import FROM_MODEL, CompressionPlan, Step
 from lean3r.errors import UsageError
 from lean3r.train.checkpoints.state import write_atomically
 from lean3r.train.config import TrainConfig
-from lean3r.train.distributed import is_main_process
+from lean3r.train.distributed import current_world, is_main_process
 from lean3r.train.loop import BatchFn, LossFn
 from lean3r.train.lora import Adapted, add_lora, merge_tensors, require_peft, save_adapters
 from lean3r.train.probe import BATCHES, Unit, gradient_scores, strongest, units_of
@@ -107,7 +107,8 @@ def adapt(
     if before:
         chosen = read_choice(folder.parent / config.settings["after"][-1])
     elif chosen is None:
-        chosen = choose(model.to(device), config, loss)
+        # The first process decides: on GPUs, gradients of the others may differ in the last digits.
+        chosen = current_world().gather(choose(model.to(device), config, loss))[0]
     assert chosen is not None
     if is_main_process():
         folder.mkdir(parents=True, exist_ok=True)

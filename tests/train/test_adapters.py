@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,10 @@ from lean3r.compress import compress, prepare
 from lean3r.errors import MissingExtraError, UsageError, WeightsError
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.models.nano_looped import LoopedConfig, NanoLooped
+from lean3r.train import RECIPES
+from lean3r.train.adapting import AdapterChoice, adapt, with_adapters
 from lean3r.train.checkpoints.state import save_weights
+from lean3r.train.distributed import World
 from lean3r.train.freeze import trainable_names
 from lean3r.train.lora import add_lora, load_adapters, merge_lora, save_adapters
 from lean3r.types import Views
@@ -125,6 +129,22 @@ def test_headers_of_other_programs_are_refused(header: str, tmp_path: Path) -> N
     (tmp_path / "folder" / "adapter_config.json").write_text(header)
     with pytest.raises(WeightsError, match="expected plain LoRA"):
         load_adapters(nano(), tmp_path / "folder")
+
+
+def test_all_processes_train_the_layers_that_the_first_has_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients on GPUs differ in their last digits from process to process, and so may the strongest layers."""
+
+    class Second(World):
+        def gather(self, value: Any) -> list[Any]:
+            return [value | {"targets": ["global blocks 1"]}, value]
+
+    monkeypatch.setattr("lean3r.train.adapting.current_world", lambda: Second(1, 2))
+    (config,) = with_adapters(RECIPES.get("nano")().phases[-1:], [None], AdapterChoice("all", rank=2))
+    adapt(model := nano(), config, tmp_path, None, None, "cpu", resume=False)  # type: ignore[arg-type]
+    layers = {name.split(".attn.")[0].split(".mlp.")[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    assert len(layers) == 1
 
 
 def test_a_damaged_adapter_leaves_the_network_as_it_was() -> None:
