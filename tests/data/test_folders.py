@@ -15,7 +15,7 @@ from PIL import Image
 from lean3r.data import DATASETS
 from lean3r.data.sets.colmap import ColmapFolder
 from lean3r.data.sets.roots import kind_of
-from lean3r.data.sets.scenes import SceneSet
+from lean3r.data.sets.scenes import FolderSet, SceneSet
 from lean3r.data.sets.shards import Shards, pack
 from lean3r.errors import InputError
 from lean3r.train.config import Stage
@@ -101,6 +101,24 @@ def test_hidden_files_are_no_part_of_a_set(name: str, copies: Callable[[str], Co
     for path in [path for path in root.rglob("*") if path.is_file()]:
         (path.parent / f"._{path.name}").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X        ")
     assert (views_of(open_set(name, root)), DATASETS.get(name).problems(root)) == own
+
+
+@each_set
+def test_views_whose_files_are_missing_are_left_out(name: str, copies: Callable[[str], Copy], tmp_path: Path) -> None:
+    """A sample of 24 views, of which one in ten cannot be read, would hardly ever be found."""
+    root = shutil.copytree(copies(name)[0], tmp_path / "copy")
+    scenes = open_set(name, root)
+    if not isinstance(scenes, FolderSet) or scenes.scene(0).views < 6:
+        pytest.skip("no folders of many views")
+    _, no_picture, no_map, *_ = scenes._frames_of(0)
+    no_picture.image.unlink()
+    if no_map.depth is not None:
+        no_map.depth.unlink()
+    rest = open_set(name, root)
+    assert rest.scene(0).views in (4, 5), "some sets have pictures without depth"
+    assert all(rest.view(0, view).image.size for view in range(rest.scene(0).views))
+    left_out = len(rest.frames(rest.ids[0])) > rest.scene(0).views
+    assert not left_out or rest.gaps(0), "a benchmark says that its views are others"
 
 
 def views_of(scenes: SceneSet) -> list[int]:

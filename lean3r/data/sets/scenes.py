@@ -17,7 +17,7 @@ from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from lean3r.data.sets.formats.files import naming, read_image
+from lean3r.data.sets.formats.files import naming, present, read_image
 from lean3r.errors import InputError
 
 CACHED_SCENES = 64
@@ -173,8 +173,9 @@ class FolderSet(SceneSet, Generic[F]):
     scene, by default nothing. `looks_like`, `find_scenes` and `problems` use these; a set whose scenes are not folders
     overrides all three.
 
-    `frames(id)` reads the cameras of a scene; `read_depth(frame)` reads depth [h, w], 0 where unknown. Depth of another
-    size than the picture is resized to it, by the nearest pixel.
+    `frames(id)` reads the cameras of a scene; frames whose picture or map is not there are left out.
+    `read_depth(frame)` reads depth [h, w], 0 where unknown. Depth of another size than the picture is resized to it, by
+    the nearest pixel.
     """
 
     parts: ClassVar[tuple[str, ...]] = ()
@@ -253,8 +254,10 @@ class FolderSet(SceneSet, Generic[F]):
         return check_camera(frame.camera, f"{self.ids[scene]}, {frame.image.name}")
 
     def gaps(self, scene: int) -> list[str]:
-        """See SceneSet and `incomplete`."""
-        return self.incomplete(self.root / self.ids[scene])
+        """See SceneSet, `incomplete`, and the views that are left out."""
+        place, total, left = self.root / self.ids[scene], len(self.frames(self.ids[scene])), self.scene(scene).views
+        lost = [f"{total - left} of {total} views of {place} lack their picture or map"] if left < total else []
+        return self.incomplete(place) + lost
 
     def view_name(self, scene: int, view: int) -> str:
         """The picture's file name without its suffix, with the folders that distinguish it where names repeat."""
@@ -288,13 +291,22 @@ class FolderSet(SceneSet, Generic[F]):
         frames = self._frames.get(index)  # read once: another thread may evict it at any time
         if frames is None:
             with naming(self.root / self.ids[index]):
-                frames = self._frames[index] = self.frames(self.ids[index])
+                frames = self._frames[index] = _complete(self.frames(self.ids[index]))
             while len(self._frames) > CACHED_SCENES:
                 self._frames.popitem(last=False)
         return frames
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_frames": OrderedDict()}
+
+
+def _complete(frames: Sequence[F]) -> list[F]:
+    """The frames whose files are there; InputError if that is none of them."""
+    there = present(path for frame in frames for path in (frame.image, frame.depth) if path is not None)
+    found = [frame for frame in frames if frame.image in there and (frame.depth is None or frame.depth in there)]
+    if not found:
+        raise InputError(f"none of {len(frames)} views has its files: {first_few([frame.image for frame in frames])}")
+    return found
 
 
 def first_few(items: Sequence[object]) -> str:
