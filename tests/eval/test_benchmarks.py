@@ -309,9 +309,8 @@ class Listed(FolderSet[Frame]):
     title = "listed"
 
     def frames(self, scene: str) -> list[Frame]:
-        """Views without files."""
-        camera = Camera(np.eye(3), np.eye(4), 1, 1)
-        return [Frame(Path(f"{number:03}.png"), camera) for number in range(600)]
+        """Views of a file that is there, and not read."""
+        return [Frame(Path(__file__), Camera(np.eye(3), np.eye(4), 1, 1)) for _ in range(600)]
 
 
 def test_names_of_benchmarks() -> None:
