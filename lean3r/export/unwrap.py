@@ -48,12 +48,14 @@ def simplified(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.
     triangles between the same corners, which have no normals."""
     if len(faces) <= TRIANGLES:
         return vertices, faces
-    middle = vertices.mean(0)  # float32 resolves a scene far from its world's origin badly
-    simplify = libraries()[0]
-    found, kept = simplify((vertices - middle).astype(np.float32), faces.astype(np.int32), target_count=TRIANGLES)
+    # float32 resolves a scene far from its world's origin badly, and fast-simplification allows errors of fixed sizes.
+    middle = vertices.mean(0)
+    unit = np.abs(vertices - middle).mean() or 1.0
+    places = ((vertices - middle) / unit).astype(np.float32)
+    found, kept = libraries()[0](places, faces.astype(np.int32), target_count=TRIANGLES)
     _, which, often = np.unique(np.sort(kept, axis=1), axis=0, return_inverse=True, return_counts=True)
     used, index = np.unique(kept[often[which.reshape(-1)] == 1], return_inverse=True)
-    return found[used].astype(np.float64) + middle, index.reshape(-1, 3)
+    return unit * found[used].astype(np.float64) + middle, index.reshape(-1, 3)
 
 
 def unwrapped(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

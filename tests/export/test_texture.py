@@ -180,6 +180,15 @@ def test_few_views_and_large_meshes(views, tmp_path):
     np.testing.assert_allclose(np.linalg.norm(vertex_normals(less, faces), axis=1), 1)
 
 
+def test_a_mesh_is_simplified_alike_in_any_unit():
+    vertices, faces = grid(240)
+    vertices[:, 2] += np.random.default_rng(0).normal(0, 0.001, len(vertices))
+    found = [simplified(unit * vertices, faces) for unit in (1.0, 1e-4, 1e7)]
+    for unit, (less, kept) in zip((1e-4, 1e7), found[1:], strict=True):
+        assert len(kept) <= 100_100, unit
+        assert abs(less[:, 2].std() / unit - found[0][0][:, 2].std()) < 2e-5, unit
+
+
 def test_missing_packages_are_said_before_the_run(monkeypatch):
     monkeypatch.setitem(sys.modules, "xatlas", None)
     with pytest.raises(MissingExtraError, match=r"a texture.*lean3r\[mesh\]"):
