@@ -11,6 +11,8 @@ from lean3r.view.frame import Frame, frame_of
 from lean3r.view.packing import Package
 
 FEWEST = 2  # cameras in common that determine scale, rotation and place
+SAME_PLACE = 1e-6  # of the size of the scene: cameras that are not farther apart
+APART = "each has its own place and size."
 
 
 def packages_of(
@@ -18,20 +20,20 @@ def packages_of(
 ) -> tuple[list[Package], str]:
     """The packages of one or two results, and how they were brought together, in words."""
     first = frame_of(contents[0], up)
-    frames, text = [first], ""
-    for content in contents[1:]:
-        frame, text = _frame_like(contents[0], content, first, up)
-        frames.append(frame)
+    frames, text = [(first, 0)], ""
+    for number, content in enumerate(contents[1:], 1):
+        moved, text = _frame_like(contents[0], content, first)
+        frames.append((frame_of(content, up), number) if moved is None else (moved, 0))
     share = most if most is None else most // len(contents)
     packages = [
-        Package(content, frame, most=share, in_one_file=in_one_file)
-        for content, frame in zip(contents, frames, strict=True)
+        Package(content, frame, world, most=share, in_one_file=in_one_file)
+        for content, (frame, world) in zip(contents, frames, strict=True)
     ]
     return packages, text
 
 
-def _frame_like(first: Content, second: Content, frame: Frame, up: np.ndarray | None) -> tuple[Frame, str]:
-    """A frame that shows the second result where the first is."""
+def _frame_like(first: Content, second: Content, frame: Frame) -> tuple[Frame | None, str]:
+    """A frame that shows the second result where the first is, None if they cannot be brought together; in words."""
     ours = {camera.source.name: camera for camera in first.cameras if camera.registration != "uncertain"}
     pairs = [
         (camera.pose, ours[camera.source.name].pose)
@@ -39,7 +41,7 @@ def _frame_like(first: Content, second: Content, frame: Frame, up: np.ndarray | 
         if camera.source.name in ours and camera.registration != "uncertain"
     ]
     if len(pairs) < FEWEST:
-        return frame_of(second, up), "The results have no two pictures in common: each has its own place and size."
+        return None, f"The results have no two sure cameras in common: {APART}"
     import torch
 
     from lean3r.geometry.align import align_cameras
@@ -47,12 +49,13 @@ def _frame_like(first: Content, second: Content, frame: Frame, up: np.ndarray | 
     theirs, true = (torch.from_numpy(np.stack(poses)) for poses in zip(*pairs, strict=True))
     moved, fit = align_cameras(theirs, true)
     scale = float(fit.scale)
-    if not np.isfinite(scale) or scale <= 0:
-        return frame_of(second, up), "The results could not be aligned: each has its own place and size."
     centres = [-(poses[:, :3, :3].mT @ poses[:, :3, 3:]).squeeze(-1) for poses in (moved, true)]
-    off = float((centres[0] - centres[1]).norm(dim=-1).median()) / max(float(centres[1].std(dim=0).norm()), 1e-30)
+    spread = float(centres[1].std(dim=0).norm())
+    if not (np.isfinite(scale) and scale > 0 and spread > SAME_PLACE * frame.unit):
+        return None, f"The cameras in common are in one place, which tells no size: {APART}"
+    off = float((centres[0] - centres[1]).norm(dim=-1).median()) / spread
     text = (
         f"The second is moved, turned and scaled onto the first by {len(pairs):,} cameras in common; these then differ "
-        f"by {off:.1%} of their spread (median)."
+        f"by {off:.1%} of their spread (median). Lengths are those of the first."
     )
     return frame.after(scale, fit.rotation.numpy(), fit.translation.numpy()), text

@@ -29,13 +29,20 @@ MOST_TRIANGLES = 200_000  # triangles of a mesh on a page that is one file
 class Package:
     """What a page shows of one result; `header` and `part` are all that leaves it.
 
-    `most` limits its points (None: all). In one file pictures are small enough for a few megabytes in all.
+    `world` is the number, on the page, of the result in whose world `frame` shows it. `most` limits its points (None:
+    all). In one file pictures are small enough for a few megabytes in all.
     """
 
     def __init__(
-        self, content: Content, frame: Frame | None = None, *, most: int | None = None, in_one_file: bool = False
+        self,
+        content: Content,
+        frame: Frame | None = None,
+        world: int = 0,
+        *,
+        most: int | None = None,
+        in_one_file: bool = False,
     ) -> None:
-        self.content, self.most, self.in_one_file = content, most, in_one_file
+        self.content, self.world, self.most, self.in_one_file = content, world, most, in_one_file
         self.frame = frame or frame_of(content)
         self.notes: list[str] = list(content.notes)
 
@@ -93,6 +100,7 @@ class Package:
             "title": content.title,
             "scale": content.scale,
             "unit": self.frame.unit,
+            "world": self.world,
             "isDone": content.is_done,
             "points": {
                 "count": packed.count,

@@ -190,4 +190,12 @@ def test_names_lead_nowhere_else(copy: Path) -> None:
 def test_two_results_that_share_nothing_are_shown_each_by_itself(result: Path, tmp_path: Path) -> None:
     other = export(small_scene(2, names=["a.jpg", "b.jpg"]), tmp_path / "other", FORMATS)
     packages, text = packages_of([read_content(result), read_content(other)])
-    assert "no two pictures in common" in text and len(packages) == 2
+    assert "no two sure cameras in common" in text and [package.header["world"] for package in packages] == [0, 1]
+
+
+def test_cameras_in_one_place_do_not_bring_two_results_together() -> None:
+    scene = small_scene()
+    turning = scene.cam_from_world.copy()
+    turning[:, :3, 3] = 0
+    packages, text = packages_of([of_scene(small_scene(cam_from_world=turning)), of_scene(scene)])
+    assert "in one place, which tells no size" in text and packages[1].world == 1

@@ -6,6 +6,7 @@ import html
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -91,7 +92,7 @@ def test_a_click_on_a_camera_goes_there_and_two_clicks_measure(result: Path, ope
         page.page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
     page.settle()
     said = page.page.locator("#measures span").text_content()
-    ends = np.array(page.page.evaluate("lean3r.viewer.look.measured[0]"))
+    ends = np.array(page.page.evaluate("lean3r.viewer.look.measured[0].ends"))
     frame = frame_of(read_content(result))
     world = ends @ frame.rotation * frame.unit + frame.centre
     assert float(said.removesuffix(" units")) == pytest.approx(np.linalg.norm(world[0] - world[1]), rel=1e-3)
@@ -178,6 +179,48 @@ def test_two_results_side_by_side_and_over_one_another(
         set_inputs(page, layout=layout)
         seen = page.shot()
         assert (warm * (seen[..., 0] - seen[..., 2]) > 40).mean() > 0.05
+    assert page.problems == []
+
+
+def test_results_with_nothing_in_common_tell_lengths_each_in_its_own_unit(
+    result: Path, tmp_path: Path, opened: Callable[..., Opened]
+) -> None:
+    scene = small_scene(names=[f"other_{view}.jpg" for view in range(4)])
+    poses = scene.cam_from_world.copy()
+    poses[:, :3, 3] *= 400
+    metric = small_scene(names=list(scene.names), cam_from_world=poses, depth=scene.depth * 400, conf=9 * scene.conf)
+    other = export(replace(metric, scale="metric"), tmp_path / "other", "cameras,npz,ply")
+    contents = [read_content(result), read_content(other)]
+    packages, text = packages_of(contents, in_one_file=True)
+    write_page(tmp_path / "both.html", packages, text)
+    page = opened(tmp_path / "both.html")
+    box, said, shown = page.page.locator("#view").bounding_box(), page.page.locator("#status"), []
+    page.page.keyboard.press("m")
+
+    def click(x: float) -> None:
+        page.page.mouse.click(box["x"] + x * box["width"], box["y"] + 0.55 * box["height"])
+
+    for left, right in ((0.2, 0.3), (0.7, 0.8)):
+        click(left)
+        click(right)
+        shown.append((said.text_content() or "").split())
+    assert [unit for _, unit in shown] == ["units", "m"]
+    page.settle()
+    lengths = page.page.evaluate(
+        "lean3r.viewer.look.measured.map(({ends: [a, b]}) => Math.hypot(...a.map((v, i) => v - b[i])))"
+    )
+    for (told, _), length, content in zip(shown, lengths, contents, strict=True):
+        assert float(told) == pytest.approx(length * frame_of(content).unit, rel=1e-3)
+    assert page.page.locator("#labels .length").all_text_contents() == [" ".join(each) for each in shown], "each once"
+    assert page.page.locator("#grid-step").text_content() == "(1 units | 500 m)"
+    click(0.2)
+    click(0.8)
+    assert "in another result" in (said.text_content() or "")
+    set_inputs(page, layout="over", colour="confidence")
+    click(0.5)
+    assert "no size in common" in (said.text_content() or "")
+    ends = page.page.locator("#legend .ends span:last-child").all_text_contents()
+    assert float(ends[1]) == pytest.approx(9 * float(ends[0]), rel=0.02)
     assert page.problems == []
 
 

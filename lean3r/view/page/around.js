@@ -53,7 +53,8 @@ export class Around {
     gl.disable(gl.DEPTH_TEST);
     if (look.over && pane.scenes.includes(look.over.scene) && look.over.texture && look.opacity > 0)
       this.drawPicture(pane, look.over.camera, look.over.texture, 1, look.opacity);
-    this.drawLines(pane, height, look.measured.flatMap(([a, b]) => [[a, b, [...look.accent.slice(0, 3), 1]]]), 1.4 * ratio, 0);
+    const measured = look.measured.filter(({ world }) => pane.worlds.includes(world));
+    this.drawLines(pane, height, measured.map(({ ends }) => [...ends, [...look.accent.slice(0, 3), 1]]), 1.4 * ratio, 0);
     gl.disable(gl.BLEND);
     gl.disable(gl.SCISSOR_TEST);
     gl.depthMask(true);
@@ -65,12 +66,12 @@ export class Around {
   }
 
   drawGrid(pane, look) {
-    const gl = this.gl, { made, u } = this.grid;
+    const gl = this.gl, { made, u } = this.grid, [{ header, gridLength }] = pane.worlds;
     gl.useProgram(made);
     gl.uniformMatrix4fv(u.u_clip, false, pane.clip);
-    gl.uniform1f(u.u_height, look.ground);
+    gl.uniform1f(u.u_height, header.home.ground);
     gl.uniform1f(u.u_reach, 5);
-    gl.uniform1f(u.u_step, look.step);
+    gl.uniform1f(u.u_step, gridLength / header.unit);
     gl.uniform3fv(u.u_rgb, look.ink);
     gl.bindVertexArray(this.nothing);
     gl.drawArrays(gl.TRIANGLE_STRIP, 0, 4);

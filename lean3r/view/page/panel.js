@@ -58,16 +58,17 @@ export function describe(viewer, about) {
   get("figures").textContent = `${points}, ${scenes.map((scene) => scene.cameras.length).join(" | ")} cameras`;
   get("results-section").hidden = scenes.length < 2;
   get("aligned").textContent = about.aligned ?? "";
-  const { hasViews, hasNormals } = first.header.points;
-  const offered = { confidence: first.header.points.quantiles.length > 0, view: hasViews, registration: hasViews, result: scenes.length > 1 };
+  const some = (of) => scenes.some(({ header }) => of(header.points)), hasViews = some((points) => points.hasViews);
+  const offered = { confidence: some((points) => points.count), view: hasViews, registration: hasViews, result: scenes.length > 1 };
   for (const option of get("colour").options) {
     const isOffered = offered[option.value] ?? true;
     option.disabled = !isOffered;
     option.hidden = option.value === "result" && !isOffered;
   }
-  get("cull").disabled = !hasNormals;
+  get("cull").disabled = !some((points) => points.hasNormals);
   get("surface-row").hidden = !scenes.some((scene) => scene.header.mesh);
-  get("grid-step").textContent = `(${viewer.words(Number(viewer.gridLength.toPrecision(1)))})`;
+  const steps = viewer.worldsOf(scenes).map((world) => world.words(Number(world.gridLength.toPrecision(1))));
+  get("grid-step").textContent = `(${steps.join(" | ")})`;
   get("about-results").replaceChildren(...scenes.flatMap((scene) => facts(scene.header, scenes.length > 1)));
   get("camera-lists").replaceChildren(...scenes.flatMap((scene) => cameraList(viewer, scene)));
   get("cameras-section").hidden = !scenes.some((scene) => scene.cameras.length);
@@ -141,22 +142,33 @@ export function legend(viewer) {
     row.append(spot, element("b", text));
     chips.push(row);
   };
+  const titled = ({ header }) => scenes.length > 1 && chips.push(element("h3", header.title));
   if (!scenes.length) return;
-  const [{ header, cameras }] = scenes;
+  const [{ header }] = scenes;
   if (look.colour === "confidence") {
-    const ramp = element("div", undefined, "ramp"), ends = element("div", undefined, "ends"), { palette } = header;
-    const stops = [...Array(palette.length / 3).keys()].map((i) => `rgb(${palette.slice(3 * i, 3 * i + 3).join(" ")})`);
-    ramp.style.background = `linear-gradient(90deg, ${stops.join(", ")})`;
-    for (const share of [0, 0.5, 1]) ends.append(element("span", header.points.quantiles[share * 8].toLocaleString("en", { maximumSignificantDigits: 3 })));
-    chips.push(ramp, ends, element("div", "lowest, middle and highest of all points"));
+    for (const scene of scenes) {
+      const { palette, points: { quantiles } } = scene.header;
+      if (!quantiles.length) continue;
+      const ramp = element("div", undefined, "ramp"), ends = element("div", undefined, "ends");
+      const stops = [...Array(palette.length / 3).keys()].map((i) => `rgb(${palette.slice(3 * i, 3 * i + 3).join(" ")})`);
+      ramp.style.background = `linear-gradient(90deg, ${stops.join(", ")})`;
+      for (const at of [0, 4, 8]) ends.append(element("span", quantiles[at].toLocaleString("en", { maximumSignificantDigits: 3 })));
+      titled(scene);
+      chips.push(ramp, ends);
+    }
+    chips.push(element("div", "lowest, middle and highest of all points"));
   } else if (look.colour === "registration") {
     for (const state of header.registrations) {
       const count = scenes.reduce((sum, scene) => sum + scene.cameras.filter((c) => c.registration === state).length, 0);
       if (count) chip(STATES[state], `${SAYS[state]} (${count.toLocaleString("en")})`);
     }
   } else if (look.colour === "view") {
-    for (const camera of cameras.slice(0, 12)) chip(hue(camera.view), camera.name);
-    if (cameras.length > 12) chips.push(element("div", `and ${cameras.length - 12} more`));
+    for (const scene of scenes) {
+      const { cameras } = scene;
+      titled(scene);
+      for (const camera of cameras.slice(0, 12)) chip(hue(camera.view), camera.name);
+      if (cameras.length > 12) chips.push(element("div", `and ${cameras.length - 12} more`));
+    }
   } else if (look.colour === "result") scenes.forEach((scene) => chip(TINTS[scene.number].map((c) => c * 255), scene.header.title));
   box.replaceChildren(...chips);
 }

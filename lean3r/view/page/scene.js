@@ -1,6 +1,6 @@
 // One result: its header, its points on the graphics processor, its cameras.
 import { texture } from "./gl.js";
-import { dot, long, median, sub, times, unit } from "./math.js";
+import { dot, long, median, nice, sub, times, unit } from "./math.js";
 
 const STRIDE = 16;
 export const STATES = {
@@ -24,6 +24,18 @@ export class Scene {
   }
 
   get isWhole() { return this.levels >= this.header.points.levels; }
+
+  /** Between lines of the ground, in the unit of this result. */
+  get gridLength() { return nice(0.25 * this.header.unit); }
+
+  /** How long a length on the page is in the world of this result, in words. */
+  measure(length) {
+    const value = length * this.header.unit;
+    return this.words(value >= 1e5 || value < 1e-4 ? value.toExponential(3) : value.toPrecision(4));
+  }
+
+  /** A number with the unit of this result. */
+  words(value) { return `${value} ${this.header.scale === "metric" ? "m" : "units"}`; }
 
   /** Take the points of the next level; `bytes` are as chunks.py packs them. */
   addLevel(bytes) {

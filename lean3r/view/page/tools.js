@@ -89,18 +89,16 @@ export class Tools {
 
   /** A click while measuring. */
   pick(x, y) {
-    const { viewer } = this, point = viewer.pointAt(x, y);
-    if (!point) {
-      viewer.say("There is no point here. Click on the surface.");
-      return;
+    const { viewer, begun } = this, [world, other] = viewer.paneAt(x).worlds, point = viewer.pointAt(x, y);
+    if (other) return viewer.say("The results have no size in common. Show them side by side, or only one.");
+    if (!point) return viewer.say("There is no point here. Click on the surface.");
+    if (begun && begun.world !== world) return viewer.say("The other end is in another result. Click in the same one.");
+    if (!begun) {
+      this.begun = { point, world };
+      return viewer.say("Now the other end.");
     }
-    if (!this.begun) {
-      this.begun = point;
-      viewer.say("Now the other end.");
-      return;
-    }
-    viewer.look.measured.push([this.begun, point]);
-    viewer.say(viewer.measure(long(sub(point, this.begun))));
+    viewer.look.measured.push({ ends: [begun.point, point], world });
+    viewer.say(world.measure(long(sub(point, begun.point))));
     this.begun = null;
     this.measures();
     viewer.redraw();
@@ -108,7 +106,7 @@ export class Tools {
 
   measures() {
     const { viewer } = this, { measured } = viewer.look;
-    get("measures").replaceChildren(...measured.map(([a, b], i) => {
+    get("measures").replaceChildren(...measured.map(({ ends: [a, b], world }, i) => {
       const row = element("div"), remove = element("button", "✕");
       remove.setAttribute("aria-label", `Remove length ${i + 1}`);
       remove.addEventListener("click", () => {
@@ -117,7 +115,7 @@ export class Tools {
         viewer.redraw();
         get("measure").focus();
       });
-      row.append(element("span", viewer.measure(long(sub(a, b)))), remove);
+      row.append(element("span", world.measure(long(sub(a, b)))), remove);
       return row;
     }));
   }
@@ -126,10 +124,10 @@ export class Tools {
   labels() {
     const { viewer } = this, { panes } = viewer.renderer, made = [];
     for (const pane of panes) {
-      for (const [a, b] of viewer.look.measured) {
-        const place = viewer.placeOf(mix(a, b, 0.5), pane);
+      for (const { ends: [a, b], world } of viewer.look.measured) {
+        const place = pane.worlds.includes(world) && viewer.placeOf(mix(a, b, 0.5), pane);
         if (!place) continue;
-        const label = element("p", viewer.measure(long(sub(a, b))), "length");
+        const label = element("p", world.measure(long(sub(a, b))), "length");
         Object.assign(label.style, { left: `${place[0]}px`, top: `${place[1]}px` });
         made.push(label);
       }

@@ -1,7 +1,7 @@
 // The view: its scenes, its eye, and when to draw what.
 import { Around, cameraAt } from "./around.js";
 import { Eye, between, framing } from "./eye.js";
-import { add, clamp, dot, long, nice, project, times, unit } from "./math.js";
+import { add, clamp, dot, long, project, times, unit } from "./math.js";
 import { Renderer, TINTS } from "./renderer.js";
 import { STATES, Scene, hue } from "./scene.js";
 
@@ -21,8 +21,8 @@ export class Viewer extends EventTarget {
     this.need = "whole";
     this.changedAt = 0;
     this.look = {
-      colour: "picture", least: 0, size: 1, shade: 0.5, cull: true, surface: "points", trim: null, grid: true, ground: -1,
-      step: 0.1, cameras: true, cameraSize: 1, hover: null, over: null, opacity: 0.5, measured: [],
+      colour: "picture", least: 0, size: 1, shade: 0.5, cull: true, surface: "points", trim: null, grid: true,
+      cameras: true, cameraSize: 1, hover: null, over: null, opacity: 0.5, measured: [],
       states: (camera) => (STATES[camera.registration] ?? [140, 140, 140]).map((c) => c / 255),
       hues: (camera) => hue(camera.view).map((c) => c / 255),
       tints: (scene) => TINTS[scene.number],
@@ -53,27 +53,18 @@ export class Viewer extends EventTarget {
     this.scenes.forEach((scene) => scene.free());
     const before = this.look.over && { number: this.look.over.scene.number, name: this.look.over.camera.name };
     this.scenes = headers.map((header, number) => new Scene(this.gl, number, header, partsOf(number)));
-    const first = this.scenes[0].header, unitLength = nice(0.25 * first.unit);
-    Object.assign(this.look, { ground: first.home.ground, step: unitLength / first.unit, over: null, hover: null,
-      measured: [] });
-    this.gridLength = unitLength;
+    Object.assign(this.look, { over: null, hover: null, measured: [] });
     const over = before && this.scenes[before.number]?.cameras.find((camera) => camera.name === before.name);
     if (over) this.look.over = { scene: this.scenes[before.number], camera: over, texture: null };
     this.redraw();
   }
 
-  /** How long a length on the page is, in words. */
-  measure(length) {
-    const value = length * this.scenes[0].header.unit;
-    return this.words(value >= 1e5 || value < 1e-4 ? value.toExponential(3) : value.toPrecision(4));
-  }
-
-  /** A number with its unit. */
-  words(value) { return `${value} ${this.scenes[0].header.scale === "metric" ? "m" : "units"}`; }
+  /** The results in whose worlds scenes are shown: their own, or that of the first for a second moved into it. */
+  worldsOf(scenes) { return [...new Set(scenes.map(({ header }) => this.scenes[header.world]))]; }
 
   panes() {
     const { width } = this.renderer.target, scenes = this.scenes;
-    const pane = (shown, left, across) => ({ scenes: shown, eye: this.eye, left, width: across });
+    const pane = (shown, left, across) => ({ scenes: shown, worlds: this.worldsOf(shown), eye: this.eye, left, width: across });
     if (scenes.length < 2) return [pane(scenes, 0, width)];
     if (this.layout === "over") return [pane(scenes, 0, width)];
     if (this.layout === "first") return [pane([scenes[0]], 0, width)];

@@ -95,7 +95,7 @@ function result(prediction, pictures, { percentile, palette, registrations }) {
   const original = pictures.map((picture, view) => cameraIn(picture, cameras[view]));
   return {
     header: {
-      scale: "relative", unit: frame.unit, isDone: true, points: header, registrations, mesh: null, home: frame.home, palette,
+      scale: "relative", unit: frame.unit, world: 0, isDone: true, points: header, registrations, mesh: null, home: frame.home, palette,
       cameras: original.map(({ name, width: w, height: h, rays }, view) => ({
         name, width: w, height: h, pose: frame.pose(cameras[view]), rays, cells: 1, registration: "predicted", time: null })),
     },
