@@ -15,7 +15,10 @@ import pytest
 from lean3r.cli.main import main
 from lean3r.types import Reconstruction
 from lean3r.view import live as lives
+from lean3r.view.content import of_scene
 from lean3r.view.live import Live
+from lean3r.view.packing import Package
+from lean3r.view.server import Server, Shown
 from view.conftest import small_scene
 
 
@@ -78,6 +81,24 @@ def test_the_command_shows_every_stage(
     assert (
         said.count("http://127.0.0.1:") == 2 and f"view.html, {(out / 'view.html').stat().st_size / 1e6:.1f} MB" in said
     )
+
+
+def test_a_page_that_loads_slowly_goes_on_with_what_there_is_by_then(opened: Any) -> None:
+    class Hasty(Shown):
+        """The first result has been replaced so often that it is gone when its parts are asked for."""
+
+        def of(self, version: int) -> Any:
+            while self.version < 4:
+                self.put([Package(of_scene(small_scene(3)))], is_done=True)
+            return super().of(version)
+
+    shown = Hasty()
+    shown.put([Package(of_scene(small_scene(2)))], is_done=False)
+    server = Server(shown)
+    page = opened(server.address)
+    server.close()
+    assert page.page.evaluate("document.documentElement.dataset.state") == "still"
+    assert page.page.locator("#camera-lists canvas").count() == 3
 
 
 def test_the_page_turns_to_the_next_stage(opened: Any) -> None:

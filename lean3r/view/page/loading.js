@@ -27,7 +27,7 @@ export async function load(viewer, changed) {
       changed(now, isFirst);
       isFirst = false;
       const scenes = viewer.scenes;
-      await fill(viewer, scenes);
+      if (!(await fill(viewer, scenes))) continue;
       if (now.isDone) return;
     } else if (now.stage !== stage) viewer.say(now.stage);
     stage = now.stage;
@@ -44,23 +44,28 @@ async function state(version) {
   }
 }
 
-/** Bring all parts of the scenes that a viewer shows. */
+/** Bring all parts of the scenes that a viewer shows; false if one is gone, because newer scenes have replaced them. */
 export async function fill(viewer, scenes) {
   viewer.loading = true;
   const most = Math.max(...scenes.map((scene) => scene.header.points.levels));
   for (let level = 0; level < most; level++)
     for (const scene of scenes) {
       if (level >= scene.header.points.levels) continue;
-      scene.addLevel(await scene.parts.unpacked(`points-${level}`));
+      const bytes = await scene.parts.unpacked(`points-${level}`);
+      if (!bytes) return false;
+      scene.addLevel(bytes);
       viewer.redraw();
       await new Promise((done) => setTimeout(done));
     }
   for (const scene of scenes) {
-    if (scene.header.mesh) scene.addMesh(await scene.parts.unpacked("mesh"));
+    const bytes = scene.header.mesh && (await scene.parts.unpacked("mesh"));
+    if (scene.header.mesh && !bytes) return false;
+    if (bytes) scene.addMesh(bytes);
     await thumbs(viewer, scene);
   }
   viewer.loading = false;
   viewer.redraw();
+  return true;
 }
 
 async function thumbs(viewer, scene) {

@@ -24,18 +24,24 @@ export class Parts {
     this.base = base;
   }
 
-  /** The bytes of a part; none if there is no such part. */
+  /** The bytes of a part; none if there is no such part, or nobody who has it. */
   async bytes(name) {
     if (this.base === null) {
       const element = document.getElementById(`part-${this.number}-${name}`);
       return element ? fromBase64(element.textContent.trim()) : new Uint8Array(0);
     }
-    const answer = await fetch(`${this.base}/${name}`);
-    return answer.ok ? new Uint8Array(await answer.arrayBuffer()) : new Uint8Array(0);
+    try {
+      const answer = await fetch(`${this.base}/${name}`);
+      return answer.ok ? new Uint8Array(await answer.arrayBuffer()) : new Uint8Array(0);
+    } catch {
+      return new Uint8Array(0);
+    }
   }
 
+  /** The content of a compressed part, or null. */
   async unpacked(name) {
-    return unzip(await this.bytes(name));
+    const bytes = await this.bytes(name);
+    return bytes.length ? unzip(bytes) : null;
   }
 
   /** A picture, or null. */
