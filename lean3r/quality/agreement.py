@@ -109,9 +109,15 @@ def calibration(agreement: Agreement) -> list[Bin]:
 def common_points(scene: Reconstruction) -> np.ndarray | None:
     """How many triangulated points each pair of views has in common, [S, S], and each view has, on the diagonal; None
     if there are none."""
-    sparse = scene.sparse
+    sparse, views = scene.sparse, len(scene.sources)
     if sparse is None or not len(sparse.point):
         return None
-    seen = np.zeros((len(sparse.xyz), len(scene.sources)), np.float32)
-    seen[sparse.point, sparse.view] = 1
-    return (seen.T @ seen).round().astype(int)
+    keys = np.sort(sparse.point.astype(np.int64) * views + sparse.view)  # np.unique takes ten times as long
+    point, view = np.divmod(keys[np.diff(keys, prepend=-1) > 0], views)
+    common, apart = np.zeros(views * views, int), 0
+    # Pairs of each point's views, by how far apart these are in its list: few, where a table of all would be gigabytes.
+    while len(first := np.flatnonzero(point[apart:] == point[: len(point) - apart])):
+        np.add.at(common, view[first] * views + view[first + apart], 1)
+        apart += 1
+    common = common.reshape(views, views)
+    return common + np.triu(common, 1).T

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -19,8 +20,9 @@ from lean3r.errors import InputError
 from lean3r.export import preview
 from lean3r.geometry.fusion import with_cloud, without_depth
 from lean3r.quality import report_of
-from lean3r.quality.agreement import agreement_of, calibration
+from lean3r.quality.agreement import agreement_of, calibration, common_points
 from lean3r.quality.charts import BLACK_OR_WHITE, WARM, luminance
+from lean3r.types import SparsePoints
 
 HOSTILE = [
     "<script>alert(1)</script>.jpg",
@@ -216,3 +218,24 @@ def test_a_stream_that_is_not_done(tmp_path: Path) -> None:
     assert "depth and confidence are not known" in shown.section("Warnings")
     assert "3 of 5" in shown.section("Overview") and "nothing but the network" not in shown.text
     assert any(attributes.get("aria-label", "").startswith("Plan from above") for _, attributes in shown.tags)
+
+
+def test_points_in_common_are_counted_in_little_memory():
+    """Of a thousand views, a table of all points and views would have 200 MB."""
+    rng, views = np.random.default_rng(0), 1000
+    track = (rng.integers(0, views, 50_000)[:, None] + [0, 3, 3, 40]) % views  # twice in one view
+    nothing, of_point = np.zeros((0, 3)), np.repeat(np.arange(50_000), 4)
+    sparse = SparsePoints(nothing, nothing, nothing, of_point, track.ravel(), nothing)
+    scene = replace(make_scene(1), sources=make_scene(1).sources * views, sparse=sparse)
+    tracemalloc.start()
+    common = common_points(scene)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6
+    starts = np.bincount(track[:, 0], minlength=views)
+    assert (common == common.T).all() and common.sum() == 9 * 50_000
+    for apart in (3, 37, 40):
+        np.testing.assert_array_equal(
+            common[np.arange(views), (np.arange(views) + apart) % views], np.roll(starts, 3 * (apart == 37))
+        )
+    np.testing.assert_array_equal(common.diagonal(), starts + np.roll(starts, 3) + np.roll(starts, 40))
