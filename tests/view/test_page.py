@@ -98,6 +98,10 @@ def test_a_click_on_a_camera_goes_there_and_two_clicks_measure(result: Path, ope
     assert float(said.removesuffix(" units")) == pytest.approx(np.linalg.norm(world[0] - world[1]), rel=1e-3)
     xyz = read_ply(result / "points.ply").columns("x", "y", "z")
     assert [np.linalg.norm(xyz - end, axis=1).min() < 0.1 for end in world] == [True, True], "on the surface"
+    told = page.page.evaluate(
+        "(([s]) => [12345.6, 0.0123456].map((v) => s.measure(v / s.header.unit)))(lean3r.viewer.scenes)"
+    )
+    assert told == ["12350 units", "0.01235 units"]
     # A stream that grows has another centre and another unit.
     again = "v.set([{ ...s.header, unit: 2 * s.header.unit }], () => s.parts); lean3r.tools.measures();"
     page.page.evaluate("{ const v = lean3r.viewer, [s] = v.scenes; " + again + " }")

@@ -31,7 +31,8 @@ export class Scene {
   /** How long a length on the page is in the world of this result, in words. */
   measure(length) {
     const value = length * this.header.unit;
-    return this.words(value >= 1e5 || value < 1e-4 ? value.toExponential(3) : value.toPrecision(4));
+    const digits = { minimumSignificantDigits: 4, maximumSignificantDigits: 4, useGrouping: false };
+    return this.words(value >= 1e5 || value < 1e-4 ? value.toExponential(3) : value.toLocaleString("en", digits));
   }
 
   /** A number with the unit of this result. */
