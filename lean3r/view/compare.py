@@ -11,6 +11,7 @@ from lean3r.view.frame import Frame, frame_of
 from lean3r.view.packing import Package
 
 FEWEST = 2  # cameras in common that determine scale, rotation and place
+ELSEWHERE = 6.0  # times the median: cameras that differ more do not count
 SAME_PLACE = 1e-6  # of the size of the scene: cameras that are not farther apart
 APART = "each has its own place and size."
 
@@ -44,18 +45,22 @@ def _frame_like(first: Content, second: Content, frame: Frame) -> tuple[Frame | 
         return None, f"The results have no two sure cameras in common: {APART}"
     import torch
 
-    from lean3r.geometry.align import align_cameras
+    from lean3r.geometry.align import align_cameras, umeyama_robust
+    from lean3r.geometry.pose import camera_centers
 
     theirs, true = (torch.from_numpy(np.stack(poses)) for poses in zip(*pairs, strict=True))
-    moved, fit = align_cameras(theirs, true)
-    scale = float(fit.scale)
-    centres = [-(poses[:, :3, :3].mT @ poses[:, :3, 3:]).squeeze(-1) for poses in (moved, true)]
-    spread = float(centres[1].std(dim=0).norm())
+    places, aims = camera_centers(theirs), camera_centers(true)
+    # A few cameras that are wrong in one of the results, as predicted ones may be, would move and scale all of it.
+    off = (umeyama_robust(places, aims).apply(places) - aims).norm(dim=-1)
+    fits = off <= ELSEWHERE * off.median() + SAME_PLACE * frame.unit
+    moved, fit = align_cameras(theirs[fits], true[fits])
+    scale, spread, used = float(fit.scale), float(aims[fits].std(dim=0).norm()), int(fits.sum())
     if not (np.isfinite(scale) and scale > 0 and spread > SAME_PLACE * frame.unit):
         return None, f"The cameras in common are in one place, which tells no size: {APART}"
-    off = float((centres[0] - centres[1]).norm(dim=-1).median()) / spread
+    off = float((camera_centers(moved) - aims[fits]).norm(dim=-1).median()) / spread
+    count = f"{used:,} of {len(pairs):,}" if used < len(pairs) else f"{used:,}"
     text = (
-        f"The second is moved, turned and scaled onto the first by {len(pairs):,} cameras in common; these then differ "
-        f"by {off:.1%} of their spread (median). Lengths are those of the first."
+        f"The second is moved, turned and scaled onto the first by {count} cameras in common; these then differ by "
+        f"{off:.1%} of their spread (median). Lengths are those of the first."
     )
     return frame.after(scale, fit.rotation.numpy(), fit.translation.numpy()), text

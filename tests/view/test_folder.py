@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from export.scene import make_scene
 from PIL import Image
 
 from lean3r.errors import InputError
@@ -199,3 +200,14 @@ def test_cameras_in_one_place_do_not_bring_two_results_together() -> None:
     turning[:, :3, 3] = 0
     packages, text = packages_of([of_scene(small_scene(cam_from_world=turning)), of_scene(scene)])
     assert "in one place, which tells no size" in text and packages[1].world == 1
+
+
+def test_a_camera_that_is_wrong_in_one_result_does_not_move_the_whole() -> None:
+    scene = make_scene(10)
+    poses = scene.cam_from_world.copy()
+    poses[:, :3, 3] *= 3
+    poses[4, :3, 3] += (0, 0, 18)
+    packages, text = packages_of([of_scene(scene), of_scene(replace(scene, cam_from_world=poses))])
+    assert "9 of 10 cameras in common; these then differ by 0.0%" in text
+    first, second = (package.frame for package in packages)
+    np.testing.assert_allclose(second.place(3 * scene.points.xyz), first.place(scene.points.xyz), atol=1e-6)
