@@ -141,10 +141,16 @@ def test_the_served_page_follows_a_result_that_grows(tmp_path: Path, opened: Cal
         page = opened(server.address)
         assert page.page.locator("#camera-lists button").count() == 2
         assert "running" in page.page.locator("#status").text_content()
+        page.page.locator("#trim").check()
         export(small_scene(4), folder, FORMATS, overwrite=True)
         page.page.wait_for_selector("#camera-lists li:nth-child(4)", timeout=15_000)
         page.settle()
         assert page.shot().std() > 30 and page.problems == []
+        trim, sides = page.page.evaluate(
+            "[lean3r.viewer.look.trim.flat(), ['left', 'bottom', 'back', 'right', 'top', 'front'].map("
+            "(side) => Number(document.getElementById(`trim-${side}`).value))]"
+        )
+        assert trim == sides, "the box is where the sliders say"
         assert all(url.startswith((server.address, "data:")) for url in page.asked)
     finally:
         server.close()

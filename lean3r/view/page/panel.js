@@ -81,6 +81,7 @@ export function describe(viewer, about) {
       input.value = end ? input.max : input.min;
     });
   });
+  get("trim").dispatchEvent(new Event("input"));
   legend(viewer);
 }
 
