@@ -131,6 +131,8 @@ def _cameras(
         mapped = arrays.get("original_from_network")
         cameras = []
         for view, row in enumerate(rows):
+            if min(row["width"], row["height"], row["k"][0, 0], row["k"][1, 1]) <= 0:
+                raise ValueError(f"{row['name']} has no size or no focal length")
             sx, sy, ox, oy = mapped[view].tolist() if mapped is not None and len(mapped) == len(rows) else (1, 1, 0, 0)
             source = Source(row["name"], row["width"], row["height"], (sx, sy, ox, oy), timestamp_s=row["time"])
             network = np.array([[1 / sx, 0, -ox / sx], [0, 1 / sy, -oy / sy], [0, 0, 1]]) @ row["k"]

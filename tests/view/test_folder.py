@@ -95,6 +95,14 @@ def test_files_that_are_cut_off(copy: Path, name: str, share: float) -> None:
     shown(read_content(copy))
 
 
+@pytest.mark.parametrize("damage", [{"width": 0}, {"K": [[0, 0, 9], [0, 90, 9], [0, 0, 1]]}], ids=["size", "focal"])
+def test_cameras_that_are_none_leave_the_cloud(copy: Path, damage: dict[str, object]) -> None:
+    change(copy / "cameras.json", lambda about: about["views"][1].update(damage))
+    content = read_content(copy)
+    assert len(content.points) > 1000 and "IMG_001.jpg has no size or no focal length" in " ".join(content.notes)
+    json.dumps(Package(content).header, allow_nan=False)
+
+
 def test_nothing_to_show(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         read_content(tmp_path / "none")
