@@ -220,6 +220,8 @@ def test_results_with_nothing_in_common_tell_lengths_each_in_its_own_unit(
     click(0.2)
     click(0.8)
     assert "in another result" in (said.text_content() or "")
+    label, status = page.page.locator("#labels .pane").first.bounding_box(), said.bounding_box()
+    assert label["y"] >= status["y"] + status["height"], "what is said hides no title"
     set_inputs(page, layout="over", colour="confidence")
     click(0.5)
     assert "no size in common" in (said.text_content() or "")
