@@ -183,6 +183,15 @@ def test_two_results_side_by_side_and_over_one_another(
         set_inputs(page, layout=layout)
         seen = page.shot()
         assert (warm * (seen[..., 0] - seen[..., 2]) > 40).mean() > 0.05
+    # A second that reaches farther than the first is seen as a whole where it is shown.
+    page.page.evaluate(
+        "{ const { home } = lean3r.viewer.scenes[1].header; home.sample = home.sample.map((v) => 4 * v); }"
+    )
+    away = {}
+    for layout in ("first", "second", "over"):
+        set_inputs(page, layout=layout)
+        away[layout] = page.page.evaluate("lean3r.viewer.overview().distance")
+    assert away["second"] > 2 * away["first"] and away["over"] >= away["second"]
     assert page.problems == []
 
 

@@ -167,9 +167,10 @@ export class Viewer extends EventTarget {
     return cameraAt(this.around, this.paneAt(x), this.renderer.target.height, this.look, x * ratio, y * ratio);
   }
 
-  /** The eye that sees the whole of the first scene. */
+  /** The eye that sees the whole of the scenes that are shown. */
   overview() {
-    const { sample, looksDown } = this.scenes[0].header.home;
+    const homes = this.panes().flatMap(({ scenes }) => scenes.map(({ header }) => header.home)), [{ looksDown }] = homes;
+    const sample = homes.flatMap((home) => home.sample);
     const azimuth = (-18 * Math.PI) / 180, elevation = ((looksDown ? 42 : 22) * Math.PI) / 180;
     const level = [Math.sin(-azimuth), 0, -Math.cos(azimuth)], cos = Math.cos(elevation);
     const ahead = unit([level[0] * cos, -Math.sin(elevation), level[2] * cos]);
