@@ -87,6 +87,9 @@ def test_a_click_on_a_camera_goes_there_and_two_clicks_measure(result: Path, ope
     page.page.mouse.click(box["x"] + place[0], box["y"] + place[1])
     page.settle()
     assert page.page.locator("#camera-name").text_content() == "IMG_002.jpg"
+    at_once = "lean3r.viewer.redraw(); document.documentElement.dataset.state"
+    assert page.page.evaluate(at_once) == "drawing", "nobody takes the picture before for the one that is asked for"
+    page.settle()
     page.page.keyboard.press("m")
     for x, y in ((0.4, 0.5), (0.6, 0.5)):
         page.page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])

@@ -77,6 +77,7 @@ export class Viewer extends EventTarget {
   redraw() {
     this.need = "quick";
     this.changedAt = performance.now();
+    if (this.scenes.length) this.mark();
     this.wake();
   }
 
