@@ -67,6 +67,7 @@ class View:
             raise UsageError(f"{len(self.results)} results are named; expected one, or two to compare.")
         if self.max_points is not None and self.max_points < 0:
             raise UsageError(f"--max-points is {self.max_points}; expected 0 or more.")
+        self._check_use()
         console, given = Console(self.quiet), parse_up(self.up)
         up = None if given is None else np.array(given)
         if self.report is not None:
@@ -76,6 +77,20 @@ class View:
             self._write(self.html, Watch(self.results, self.stored, up, most, in_one_file=True), console)
         elif self.report is None:
             self._serve(Watch(self.results, self.stored, up, self.max_points), console)
+
+    def _check_use(self) -> None:
+        """UsageError for an option that the files to write do not follow."""
+        from lean3r.errors import UsageError
+
+        if self.html is None and self.report is None:
+            return
+        written, idle = "--html", {"--port": self.port is not None, "--no-browser": self.no_browser}
+        if self.html is None:
+            points, up = self.max_points is not None, self.up != "auto"
+            written, idle = "--report", idle | {"--max-points": points, "--up": up, "--stored": bool(self.stored)}
+        for flag, is_given in idle.items():
+            if is_given:
+                raise UsageError(f"{flag} has no effect on what {written} writes; leave out one of the two.")
 
     def _checked(self, path: Path) -> Path:
         """The path of a file that may be written."""

@@ -52,7 +52,9 @@ def reconstruct_files(
     """The scene in its final scale, and its pictures. `load` makes the model for a number of views and a budget;
     `loaded` is told of it; `group` is that of the processes that share the views. The errors are those of Pictures, of
     `load` and of lean3r.reconstruct."""
-    refine = replace(choices.refine, share_lens="always") if choices.one_lens else choices.refine
+    refine = choices.refine
+    if choices.one_lens and refine.when != "off":
+        refine = replace(refine, share_lens="always")
     with observer.stage("loading"):  # of torch, too
         from lean3r.inputs.pictures import Pictures
         from lean3r.pipeline.budget import Budget

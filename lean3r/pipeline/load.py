@@ -61,6 +61,10 @@ def load(
     if name == NO_NETWORK:
         if weights is not None or plan is not None:
             raise UsageError(f"the model {name} has no weights; leave weights and plan out.")
+        given = {"dtype": dtype not in (None, "auto"), "compile": compile, "cuda_graphs": cuda_graphs}
+        given["memory"] = memory is not None
+        if of_network := [option for option, is_given in given.items() if is_given]:
+            raise UsageError(f"the model {name} has no network; leave {' and '.join(of_network)} out.")
         return NoNetwork().eval()
     requested = None if plan is None else resolve_plan(plan)
     kind = model_of(name)

@@ -151,11 +151,19 @@ def test_records_are_not_edited_from_outside(model, photos: Path) -> None:
     [
         (["--memory-allow", "exact"], "--memory-allow exact limits the changes for --memory, which is missing"),
         (["--images", "always"], "--images always writes pictures only with the formats colmap and nerfstudio"),
+        (["--refine", "off", "--lens", "radial"], "--lens radial is of a refinement, and --refine off leaves it out"),
+        (["--refine", "off", "--refine-seconds", "9"], "--refine-seconds 9.0 is of a refinement"),
+        (["--refine", "off", "--share-lens", "never"], "--share-lens never is of a refinement, and --refine off"),
     ],
 )
 def test_options_that_nothing_follows_are_refused(photos: Path, tmp_path: Path, capsys, given: list, says: str) -> None:
     assert main(["reconstruct", str(photos), "-o", str(tmp_path / "out"), "-f", "cameras", *given]) == 2
     assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_one_camera_for_all_pictures_needs_no_refinement(photos: Path, tmp_path: Path) -> None:
+    command = ["reconstruct", str(photos), "-o", str(tmp_path / "out"), "-f", "colmap", "--resolution", "112", "-q"]
+    assert main([*command, "--refine", "off", "--shared-camera"]) == 0
 
 
 def test_options_that_no_format_reads_are_named(caplog: pytest.LogCaptureFixture) -> None:

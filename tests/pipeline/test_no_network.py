@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +65,11 @@ def test_what_is_missing_is_said_by_name(taken: tuple[Path, SceneBatch]) -> None
         lean3r.reconstruct(model, taken[0], cameras=given, dense="stereo", memory="4GB")
     with pytest.raises(UsageError, match="has no weights"):
         lean3r.load("none", "some.safetensors")
+    of_network: dict[str, Any] = {"dtype": "float16", "compile": True, "cuda_graphs": True, "memory": "4GB"}
+    for name, value in of_network.items():
+        with pytest.raises(UsageError, match=f"has no network; leave {name} out"):
+            lean3r.load("none", **{name: value})
+    assert not lean3r.load("none", dtype="auto").SEES
 
 
 @pytest.fixture

@@ -83,6 +83,7 @@ def test_what_is_refused_leaves_nothing(tight: Service) -> None:
         (422, "JSON does not have", [("a.jpg", photo)], {"options": '{"refine_seconds": Infinity}'}),
         (422, "JSON does not have", [("a.jpg", photo)], {"options": r'{"model": "\ud800"}'}),
         (422, "--undistort writes pictures only with", [("a.jpg", photo)], {"undistort": "1", "format": "ply"}),
+        (422, "--lens radial is of a refinement", [("a.jpg", photo)], {"lens": "radial", "refine": "off"}),
         (422, "needs a place on earth", [("a.jpg", photo)], {"crs": "utm"}),
         (422, "expected a whole number", [("a.jpg", photo)], {"options": '{"max_views": "some"}'}),
         (413, "more than 65,536 bytes", [("a.jpg", photo)], {"options": " " * 70_000}),

@@ -49,6 +49,9 @@ def test_one_file_is_written_whole_or_not(result: Path, tmp_path: Path, capsys: 
         (["--up", "sideways"], 2, "--up is 'sideways'"),
         (["--port", "99999"], 2, "--port is 99999"),
         (["a", "b"], 2, "3 results are named"),
+        (["--html", "page.html", "--port", "8300"], 2, "--port has no effect on what --html writes"),
+        (["--report", "page.html", "--no-browser"], 2, "--no-browser has no effect on what --report writes"),
+        (["--report", "page.html", "--up", "z"], 2, "--up has no effect on what --report writes"),
     ],
 )
 def test_what_is_refused(
