@@ -113,8 +113,9 @@ class Store:
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
-        """One transaction; whoever waits for changes is told."""
+        """One transaction; whoever waits for changes is told, if it changed anything."""
         with self._lock:
+            before = self._base.total_changes
             self._base.execute("BEGIN IMMEDIATE")
             try:
                 yield self._base
@@ -122,8 +123,9 @@ class Store:
             except BaseException:
                 self._base.execute("ROLLBACK")
                 raise
-            self.version += 1
-            self.changed.notify_all()
+            if self._base.total_changes > before:  # workers that look for a job and find none would wake each other
+                self.version += 1
+                self.changed.notify_all()
 
     def _all(self, query: str, *values: Any) -> list[sqlite3.Row]:
         with self._reading, closing(self._reader.execute(query, values)) as found:

@@ -195,6 +195,27 @@ def test_a_state_changes_once_whoever_asks(tmp_path: Path) -> None:
     assert found.pop(third.id) == "done" and set(found.values()) == {"failed"} and len(found) == 37
 
 
+def test_workers_without_jobs_do_not_wake_each_other(tmp_path: Path) -> None:
+    store = Store(tmp_path / "jobs.sqlite3")
+    claims = 0
+
+    def serve() -> None:
+        nonlocal claims
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            assert store.claim() is None
+            claims += 1
+            store.wait(0.5)
+
+    threads = [threading.Thread(target=serve) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert claims <= 3 * 4 and store.version == 0
+    assert store.cancel("nobody") is None and store.version == 0, "nothing has changed"
+
+
 def test_what_lies_in_the_folder_when_a_service_starts(tmp_path: Path) -> None:
     places = Places(tmp_path / "data")
     with pytest.raises(UsageError, match="another service uses"):
