@@ -111,8 +111,8 @@ class Receiver:
         content, parameters = parse_options_header(kind)
         if content != b"multipart/form-data" or b"boundary" not in parameters:
             raise RefusedError(415, "expected multipart/form-data with files, as forms and curl -F send them.")
-        if length is not None and length > self.most + MOST_FIELDS * FIELD_BYTES:
-            raise RefusedError(413, self._too_large())
+        if length is not None:
+            self._check_whole(length)
         try:
             parser = MultipartParser(parameters[b"boundary"], self._callbacks())
             self.folder.mkdir(mode=0o700)
@@ -157,6 +157,7 @@ class Receiver:
             except TimeoutError as error:
                 raise RefusedError(408, f"nothing arrived for {IDLE_SECONDS:.0f} seconds.") from error
             received += len(chunk)
+            self._check_whole(received)
             seconds = time.monotonic() - begun
             if seconds > PATIENCE and received / seconds < LEAST_RATE:
                 raise RefusedError(408, f"the upload is too slow: less than {LEAST_RATE:,.0f} bytes a second.")
@@ -278,6 +279,11 @@ class Receiver:
 
     def _ends(self) -> None:
         self._is_whole = True
+
+    def _check_whole(self, length: int) -> None:
+        """RefusedError for a body, with all that is no file, that is longer than any that is taken."""
+        if length > self.most + MOST_FIELDS * FIELD_BYTES:
+            raise RefusedError(413, self._too_large())
 
     def _too_large(self) -> str:
         return f"the upload has more than {self.most / 1e6:,.0f} MB; send fewer or smaller pictures."

@@ -260,6 +260,26 @@ def test_a_disk_that_fills_up_on_the_way(error: Exception, status: int, said: st
     assert receiver.taken == 0 and room.left <= 2 << 20
 
 
+@pytest.mark.parametrize("more", [b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n%s\r\n', b"%s"])
+def test_what_is_no_file_counts_too(tmp_path: Path, more: bytes) -> None:
+    """Fields of one name again and again, or what comes behind the end; without a Content-Length."""
+    receiver = Receiver(tmp_path / "in", Endless(None, 0), ServeOptions(upload_gb=1e-3))  # type: ignore[arg-type]
+    sent = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal sent
+        yield b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n'
+        yield b"" if b"--b" in more else b"--b--\r\n"
+        for _ in range(1000):
+            yield more % bytes(60_000)
+            sent += 1
+
+    with pytest.raises(RefusedError, match="more than 1 MB"):
+        asyncio.run(receiver.receive("multipart/form-data; boundary=b", None, chunks()))
+    receiver.give_up()
+    assert sent < 200
+
+
 def test_a_sender_that_falls_asleep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lean3r.serve.uploads.IDLE_SECONDS", 0.2)
     receiver = Receiver(tmp_path / "in", Endless(None, 0), ServeOptions())  # type: ignore[arg-type]
