@@ -254,5 +254,7 @@ class Dispatcher:
 
 def _crew(options: ServeOptions, settings: Mapping[str, Any], runner: str, cluster: ClusterOptions | None) -> Crew:
     if cluster is None or cluster.engine == "local":
+        if options.workers != ServeOptions.workers:
+            raise UsageError("--workers is for a Ray cluster; give --engine ray, too. Here --devices says how many.")
         return Processes(runner, settings, options.device_names)
     return Actors(runner, settings, options.workers, options.device_names, cluster)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ HERE = ("127.0.0.1", "localhost", "::1")
 AUTO = "auto"
 LEAST_TOKEN = 16  # characters: shorter ones can be guessed
 GIGABYTE = 10**9
+_NAME = re.compile(r"[a-z0-9.-]+|[0-9a-f:]*:[0-9a-f:.]*:[0-9a-f:.]*", re.IGNORECASE)  # of a machine, or IPv6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,11 @@ class ServeOptions:
             MODELS.check(model_of(name))
         if not self.model_names or not self.device_names:
             raise UsageError("--models and --devices name nothing; expected at least one of each, or leave them out.")
+        for name in _parts(self.names):
+            if not _NAME.fullmatch(name):
+                raise UsageError(
+                    f"--names has '{name}'; expected names as in scan.example, without https:// and without a port."
+                )
         self._check_secret()
 
     def _check_secret(self) -> None:

@@ -261,6 +261,9 @@ def test_what_lies_in_the_folder_when_a_service_starts(tmp_path: Path) -> None:
         (["--models", "nobody"], 2, "unknown model"),
         (["--minutes", "0"], 2, "--minutes is 0"),
         (["--data", "/proc/nowhere"], 2, "cannot be used"),
+        (["--workers", "2"], 2, "--workers is for a Ray cluster; give --engine ray, too"),
+        (["--names", "scan.example,https://scan.example"], 2, "--names has 'https://scan.example'; expected names"),
+        (["--names", "scan.example:8443"], 2, "--names has 'scan.example:8443'; expected names"),
     ],
 )
 def test_what_the_command_refuses(
