@@ -17,7 +17,16 @@ from torch.export import ExportedProgram
 
 from lean3r.attention.coarse_fine import Gsa
 from lean3r.deploy import onnx_file
-from lean3r.deploy.graph import FEWEST_VIEWS, OUTPUTS, Limits, limits_of, outputs_of, trace, whole_activations
+from lean3r.deploy.graph import (
+    FEWEST_VIEWS,
+    OUTPUTS,
+    Limits,
+    evaluated,
+    limits_of,
+    outputs_of,
+    trace,
+    whole_activations,
+)
 from lean3r.errors import LeanError, UsageError
 from lean3r.layers.matching import MANY
 from lean3r.models.base import Backbone
@@ -87,7 +96,7 @@ def export_model(model: Backbone, path: str | Path, *, many_views: bool = False,
     limits = limits_of(model, many=many_views)
     if kind != ".onnx":
         limits = replace(limits, fewest=max(limits.fewest, FEWEST_VIEWS))
-    with whole_activations(model):
+    with whole_activations(model), evaluated(model):
         return _export(model, path, kind, limits)
 
 

@@ -127,6 +127,18 @@ def whole_activations(model: Backbone) -> Iterator[None]:
             part.scheme = scheme
 
 
+@contextmanager
+def evaluated(model: Backbone) -> Iterator[None]:
+    """Inside, a model computes as in use, though it may be in training."""
+    modes = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, is_training in modes.items():
+            part.training = is_training
+
+
 def trace(model: Backbone, limits: Limits) -> ExportedProgram:
     """The graph of `PicturesIn(model)` as torch.export records it, for every number and size within the limits."""
     check_exportable(model)
@@ -134,5 +146,5 @@ def trace(model: Backbone, limits: Limits) -> ExportedProgram:
     images = torch.full((1, limits.fewest - 1 + views, 3, rows * model.patch, cols * model.patch), 0.5)
     sides = [model.patch * Dim(name, min=limits.least_patches, max=MOST_PATCHES) for name in ("rows", "cols")]
     shapes = {1: Dim("views", min=max(FEWEST_VIEWS, limits.fewest), max=limits.views), 3: sides[0], 4: sides[1]}
-    with torch.no_grad():
+    with torch.no_grad(), evaluated(model):
         return torch.export.export(PicturesIn(model).eval(), (images,), dynamic_shapes={"images": shapes})

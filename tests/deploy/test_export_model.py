@@ -40,9 +40,12 @@ def test_onnx_and_pt2_files_compute_what_the_model_does(
     nano: Nano, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    nano.train()
     program = exports.trace(nano, limits_of(nano))
     monkeypatch.setattr(exports, "trace", lambda *call: program)  # recorded once, for both
     written = {ending: export_model(nano, tmp_path / f"nano{ending}") for ending in (".onnx", ".pt2")}
+    assert all(part.training for part in nano.modules()), "its training goes on"
+    nano.eval()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nano.onnx", "nano.pt2"]
     for exported in written.values():
         assert exported.differences is not None and max(exported.differences.values()) < 1e-4
