@@ -98,6 +98,17 @@ def test_a_run_grows_and_loses_nothing(tmp_path: Path) -> None:
         predict(run, Walk(note=note), items=turned)
 
 
+def test_pictures_that_changed_since_are_named(tmp_path: Path) -> None:
+    """Others under the same names, in another --root for example: the predictions are of those of before."""
+    run = tmp_path / "run"
+    predict(run, Walk())
+    said = [row["problems"] for row in score_benchmark("synthetic", ITEMS, run)["rows"]]
+    assert not any("other pictures" in what for problems in said for what in problems)
+    changed = [replace(ITEMS[0], seed=9), *ITEMS[1:]]
+    said = [row["problems"] for row in score_benchmark("synthetic", changed, run)["rows"]]
+    assert [any("other pictures" in what for what in problems) for problems in said] == [True, False, False, False]
+
+
 COMMAND = """
 import sys
 from pathlib import Path

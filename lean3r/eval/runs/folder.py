@@ -9,12 +9,15 @@ RUN/BENCHMARK/scores.json               a row an item, and the figures
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lean3r.errors import InputError, UsageError
 from lean3r.json_text import parse_json
@@ -117,6 +120,15 @@ def begin(run: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
 def _agree(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether two items are of the same views; a scene without views could not be used then."""
     return before["id"] == now["id"] and (before["views"] == now["views"] or [] in (before["views"], now["views"]))
+
+
+def hash_of(names: Sequence[str], pictures: Sequence[np.ndarray]) -> str:
+    """What an item's record keeps of its pictures [H, W, 3] uint8."""
+    digest = hashlib.sha256()
+    for name, picture in zip(names, pictures, strict=True):
+        digest.update(f"{name} {picture.shape}\n".encode())
+        digest.update(np.ascontiguousarray(picture).tobytes())
+    return digest.hexdigest()
 
 
 def is_done(place: Path) -> bool:

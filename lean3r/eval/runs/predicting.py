@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import queue
@@ -20,7 +19,7 @@ import numpy as np
 
 from lean3r.errors import LeanError
 from lean3r.eval.protocols.items import Item
-from lean3r.eval.runs.folder import FORMAT, ITEM, PREDICTIONS, is_done, write_json
+from lean3r.eval.runs.folder import FORMAT, ITEM, PREDICTIONS, hash_of, is_done, write_json
 from lean3r.processes import end_with_parent, safely_started
 from lean3r.scratch import DISK_FULL
 
@@ -192,19 +191,16 @@ def _predict_one(predict: Predict, task: Task) -> None:
     task.place.mkdir(parents=True, exist_ok=True)
     for left in task.place.glob(f"{_PART}*"):
         shutil.rmtree(left, ignore_errors=True)
-    digest = hashlib.sha256()
     try:
         start = time.perf_counter()
         pictures = [view.image for view in task.item.read()]
-        for name, picture in zip(task.item.names, pictures, strict=True):
-            digest.update(f"{name} {picture.shape}\n".encode())
-            digest.update(np.ascontiguousarray(picture).tobytes())
+        digest = hash_of(task.item.names, pictures)
         reading = time.perf_counter() - start
         with tempfile.TemporaryDirectory(prefix=_PART, dir=task.place) as folder:
             costs = dict(predict(pictures, task.item.names, Path(folder)))
             os.replace(Path(folder) / PREDICTIONS, task.place / PREDICTIONS)
         costs["seconds"] = {"data": reading, **costs.get("seconds", {})}
-        _record(task, pictures_sha256=digest.hexdigest(), **costs)
+        _record(task, pictures_sha256=digest, **costs)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise

@@ -15,12 +15,16 @@ from lean3r.eval.predicted.reading import read
 from lean3r.eval.protocols.base import AbsentPart, Benchmark, Row, Score
 from lean3r.eval.protocols.items import Item, UnusableItem
 from lean3r.eval.protocols.resolving import resolve
-from lean3r.eval.runs.folder import FORMAT, ITEM, read_json
+from lean3r.eval.runs.folder import FORMAT, ITEM, hash_of, read_json
 from lean3r.eval.runs.scores import directions, pool, units
 from lean3r.scratch import DISK_FULL, atomic_file
 
 PICTURE = "pictures.jpg"
 SHOWN, HEIGHT = 4, 120
+OTHER_PICTURES = (
+    "it was predicted from other pictures: the files changed, or another --root has the same names. Predict again with "
+    "--overwrite"
+)
 
 
 def score_benchmark(
@@ -77,6 +81,8 @@ def score_item(benchmark: Benchmark, item: Item, folder: Path) -> Row:
         predicted = read(place, item.names, item.times_s)
         row["problems"] = item.gaps() + predicted.problems()
         views = item.read()
+        if record.get("pictures_sha256", "") not in ("", hash_of(item.names, [view.image for view in views])):
+            row["problems"].append(OTHER_PICTURES)
         if place.is_dir():
             _show(views, place / PICTURE)
             row["picture"] = f"{item.id}/{PICTURE}"
