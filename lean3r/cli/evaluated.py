@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +52,7 @@ class LoadedModel:
         description = {
             "model": model.name,
             "plan": None if model.plan is None else model.plan.name,
+            "plan_steps": None if model.plan is None else json.loads(model.plan.to_json())["steps"],
             "weights": model.origin.hash,
             "weights_from": self.weights or model.origin.weights,
             "parameters": sum(p.numel() for p in model.parameters()),
