@@ -52,7 +52,7 @@ class LoadedModel:
         description = {
             "model": model.name,
             "plan": None if model.plan is None else model.plan.name,
-            "plan_steps": None if model.plan is None else json.loads(model.plan.to_json())["steps"],
+            "plan_steps": None if model.plan is None else json.loads(json.dumps(model.plan.as_dict()))["steps"],
             "weights": model.origin.hash,
             "weights_from": self.weights or model.origin.weights,
             "parameters": sum(p.numel() for p in model.parameters()),
