@@ -92,6 +92,13 @@ def _begin(settings: Settings, out: Path, resume: bool, overwrite: bool) -> Row:
         ):
             if now != then:
                 raise UsageError(f"{out} was made with {name} {then}; this run has {now}. Name another file.")
+        before, now = earlier["settings"].get("weights", {}), result["settings"]["weights"]
+        for model in {row["model"] for row in earlier["rows"]} & set(settings.models):
+            if (one := before.get(model, "the usual ones")) != (other := now.get(model, "the usual ones")):
+                raise UsageError(
+                    f"{out} was made with {one} as weights of {model}; this run has {other}. Name another file."
+                )
+        result["settings"]["weights"] = before | now
         result |= {"rows": earlier["rows"], "roofline": earlier["roofline"], "load": earlier["load"]}
     elif out.exists() and not overwrite:
         raise UsageError(f"{out} exists. Use --resume to go on with it, --overwrite to replace it, or another -o.")

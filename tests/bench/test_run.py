@@ -84,6 +84,11 @@ def test_an_interrupted_run_goes_on(result: dict, tmp_path: Path) -> None:
         bench(replace(SMALL, repeats=3), out, resume=True)
     with pytest.raises(UsageError, match="--resume"):
         bench(SMALL, out)
+    (model,) = SMALL.models
+    settings = result["settings"] | {"weights": {model: "mine.safetensors", "vggt": "v.pt"}}
+    out.write_text(json.dumps(result | {"settings": settings}))
+    with pytest.raises(UsageError, match=f"was made with mine.safetensors as weights of {model}; this run"):
+        bench(SMALL, out, resume=True)
     for text, what in (("{", "cannot be read"), ('{"format": 7}', "format 7"), ('{"format": 1}', "lacks hardware")):
         out.write_text(text)
         with pytest.raises(UsageError, match=what):
