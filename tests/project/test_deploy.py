@@ -142,24 +142,46 @@ def _answers(client: httpx.Client) -> bool:
     return False
 
 
-def test_every_scene_is_in_one_share(tmp_path: Path) -> None:
-    scenes, results, tools = (tmp_path / name for name in ("sce nes", "results", "bin"))
-    names = {f"room {n}" for n in range(9)} | {"-x", "it's"}
-    for name in names:
-        (scenes / name).mkdir(parents=True)
-    tools.mkdir()
+def sent(tmp_path: Path, scenes: Path, results: Path, **array: int) -> subprocess.CompletedProcess[str]:
+    """A task of an array of Slurm, with a stub that notes what `lean3r batch` was given."""
+    tools = tmp_path / "bin"
+    tools.mkdir(exist_ok=True)
     stub = tools / "lean3r"
     stub.write_text('#!/bin/bash\n[ "$1" = batch ] && ls "$2" > "$4/seen" && echo "${@:5}" > "$4/options"\n')
     stub.chmod(0o755)
+    told = {f"SLURM_ARRAY_TASK_{name.upper()}": str(value) for name, value in array.items()}
+    environment = os.environ | told | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", str(DEPLOY / "batch.slurm"), str(scenes), str(results), "--minutes", "30"]
+    return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("first", "step"), [(1, 1), (0, 2)])
+def test_every_scene_is_in_one_share(tmp_path: Path, first: int, step: int) -> None:
+    scenes, results = tmp_path / "sce nes", tmp_path / "results"
+    names = {f"room {n}" for n in range(9)} | {"-x", "it's"}
+    for name in names:
+        (scenes / name).mkdir(parents=True)
     seen: list[str] = []
+    array = {"min": first, "max": first + 2 * step, "step": step, "count": 3}
     for share in range(3):
-        array = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "3", "SLURM_ARRAY_TASK_ID": str(share + 1)}
-        environment = os.environ | array | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
-        command = ["bash", str(DEPLOY / "batch.slurm"), str(scenes), str(results), "--minutes", "30"]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        done = sent(tmp_path, scenes, results, **array, id=first + share * step)
         assert done.returncode == 0, done.stderr
         out = results / "of-3" / str(share)
         if "has no scenes" not in done.stdout:
             seen += (out / "seen").read_text().splitlines()
             assert (out / "options").read_text() == "--minutes 30\n"
     assert sorted(seen) == sorted(names)
+
+
+def test_arrays_with_gaps_and_scenes_that_are_gone(tmp_path: Path) -> None:
+    scenes, results = tmp_path / "scenes", tmp_path / "results"
+    scenes.mkdir()
+    assert "has no scenes" in sent(tmp_path, scenes, results).stdout, "an empty folder has none called *"
+    for name in "ab":
+        (scenes / name).mkdir()
+    assert sent(tmp_path, scenes, results).returncode == 0
+    (scenes / "b").rmdir()
+    assert sent(tmp_path, scenes, results).returncode == 0
+    assert (results / "of-1" / "0" / "seen").read_text() == "a\n"
+    gaps = sent(tmp_path, scenes, results, min=1, max=7, count=3, id=1)
+    assert gaps.returncode == 2 and "expected numbers without gaps" in gaps.stderr, "nobody would take their scenes"
