@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 _HOME = str(Path(__file__).parents[1])
@@ -232,6 +232,16 @@ def _peak_on_windows() -> int:
     return counters.peak if library.K32GetProcessMemoryInfo(this, ctypes.byref(counters), counters.size) else 0
 
 
-def memory_bytes() -> int | None:
-    """Memory of this machine in bytes; None if Python cannot query it (Windows)."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+def memory_bytes(root: Path = Path("/")) -> int | None:
+    """Memory in bytes that this process can have: that of the machine, or of its container if that is less (cgroups of
+    version 2, below `root`); None if Python cannot query it (Windows)."""
+    if not hasattr(os, "sysconf"):
+        return None
+    least = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError):
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        own = next((line.removeprefix("0::/") for line in groups if line.startswith("0::/")), "")
+        for group in (own, *map(str, PurePosixPath(own).parents)):
+            with suppress(OSError, ValueError):  # no limit is "max"
+                least = min(least, int((root / "sys/fs/cgroup" / group / "memory.max").read_text()))
+    return least

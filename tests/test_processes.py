@@ -12,6 +12,7 @@ import pytest
 from refine import scenes
 
 from lean3r import processes
+from lean3r.processes import memory_bytes
 
 NAMES = (
     "numpy",
@@ -177,3 +178,20 @@ def test_a_process_that_gives_way_has_the_lowest_priority_and_so_has_its_session
         assert int(priority) == 19
         if own_session and "nice" in group:
             assert group.split()[-1] == "19"
+
+
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="nobody can be asked")
+def test_the_memory_of_a_container_counts(tmp_path: Path) -> None:
+    """A service believed in the machine's: its workers were killed by the kernel, time and again."""
+    whole = memory_bytes(tmp_path)
+    assert whole is not None and whole > 1 << 28
+    for group in ("", "system.slice", "system.slice/lean3r.service"):
+        (tmp_path / "sys/fs/cgroup" / group).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("1:name=systemd:/\n0::/system.slice/lean3r.service\n")
+    (tmp_path / "sys/fs/cgroup/system.slice/lean3r.service/memory.max").write_text("max\n")
+    assert memory_bytes(tmp_path) == whole
+    (tmp_path / "sys/fs/cgroup/system.slice/memory.max").write_text("268435456\n")
+    assert memory_bytes(tmp_path) == 1 << 28
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("1048576\n")  # of a container, which sees itself as the root
+    assert memory_bytes(tmp_path) == 1 << 20
