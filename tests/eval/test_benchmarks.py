@@ -222,6 +222,17 @@ def test_poses_without_depth_keep_their_figures(what: str, tmp_path: Path) -> No
     assert found["auc3"] == 100 and found["abs_rel"] < 1e-3
 
 
+@pytest.mark.parametrize("unknown", [0.0, np.nan])
+def test_a_video_without_a_known_depth_is_a_failure(unknown: float, tmp_path: Path) -> None:
+    """Its figures were NaN, which means leave out: the failure was not counted."""
+    [item] = items("bonn-depth")
+    views = truth.write(item, tmp_path / item.id)
+    path = tmp_path / item.id / "predictions.npz"
+    np.savez(path, **{**np.load(path), "depth": np.full((len(views), *views[0].depth.shape), unknown)})
+    row = score_item(resolve("bonn-depth"), item, tmp_path)
+    assert row["error"] == "no pixel has both a predicted and a true depth" and not row["figures"]
+
+
 @pytest.mark.parametrize("benchmark", ["eth3d", "lite3r-blendedmvs-released", "lite3r-dtu64-released"])
 def test_pose_figures_of_every_benchmark_need_no_depth(benchmark: str, tmp_path: Path) -> None:
     [item] = items(benchmark)

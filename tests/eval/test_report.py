@@ -132,7 +132,8 @@ def test_scenes_of_items(benchmark: str, item: str, scene: str) -> None:
 
 def test_tables_of_papers_stand_beside_ours(tmp_path: Path) -> None:
     """Only tables with a benchmark of a run; every figure leads to report.json, as printed."""
-    made = make_run(tmp_path / "run", [row("a", 70.123, network_seconds=2.0), row("b", 72.0)], "tanks")
+    rows = [row("a", 70.123, network_seconds=2.0), row("b", 72.0, network_seconds=6.0)]
+    made = make_run(tmp_path / "run", rows, "tanks")
     report = make_report(read_runs([made]), mean_pool, {}, [], tmp_path / "report")
     (tmp_path / "report").mkdir()
     write_report(report, tmp_path / "report", "0.1.0")
@@ -142,6 +143,7 @@ def test_tables_of_papers_stand_beside_ours(tmp_path: Path) -> None:
     found = dict(told)
     at = "report.json#/papers/speed3r-table3"
     assert found[f"{at}/printed/Speed3R-Pi3/tanks auc30"] == "79.77"
+    assert found[f"{at}/ours/run/tanks network_seconds"] == "4.00", "the median"
     assert found[f"{at}/ours/run/tanks auc30"] == "71.06" and f"{at}/ours/run/tanks rra5" not in found
     record = json.loads((tmp_path / "report" / "report.json").read_text())["papers"]
     assert list(record) == ["speed3r-table3", "speed3r-table5"]

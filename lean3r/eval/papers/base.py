@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, NamedTuple
 
 
@@ -53,8 +54,8 @@ def _figure(column: Column, scores: Mapping[str, Any] | None) -> float | None:
     if scores is None:
         return None
     if column.figure in ("network_seconds", "peak_memory_mb"):
-        values = sorted(row[column.figure] for row in scores["rows"] if row[column.figure] is not None)
-        value = values[len(values) // 2] if values else None
+        values = [row[column.figure] for row in scores["rows"] if row[column.figure] is not None]
+        value = median(values) if values else None
     else:
         value = scores["figures"].get(column.figure)
     return None if value is None else column.factor * value

@@ -52,6 +52,8 @@ def _video_depth(predicted: Predicted, item: Item, views: tuple[RawView, ...], s
         figures |= {f"abs_rel{suffix}": 100 * score.abs_rel, f"delta1{suffix}": 100 * score.delta1}
     if not weight:
         raise InputError(f"no pixel of {item.id} has a true depth that the setting {setting} scores")
+    if not (ours[truth > 0] > 0).any():
+        raise AbsentPart("no pixel has both a predicted and a true depth")
     return Score(figures, weight=weight)
 
 
