@@ -37,6 +37,7 @@ from lean3r.serve.shown import STATES, ShownJob, events, metrics, show
 from lean3r.serve.uploads import Receiver, RefusedError
 
 UPLOADS = 32  # at once
+READ = ["GET", "HEAD"]
 MOST_LISTED = 200
 DRAINED_BYTES, DRAINED_SECONDS = 1 << 26, 10.0  # of a refused upload: some clients read no answer before they have sent
 PAGES = {
@@ -63,7 +64,7 @@ class Routes:
         self._pages(app)
         self.api = app
         self.app = Guard(app, gate, _text("login.html"))
-        app.add_api_route("/login", lambda: HTMLResponse(_text("login.html")), methods=["GET"], include_in_schema=False)
+        app.add_api_route("/login", lambda: HTMLResponse(_text("login.html")), methods=READ, include_in_schema=False)
 
         async def log_in(request: Request) -> Response:
             return await gate.log_in(request, _text("login.html"))
@@ -73,6 +74,8 @@ class Routes:
     def _api(self, app: FastAPI) -> None:
         def route(path: str, answer: Any, method: str = "GET", **more: Any) -> None:
             app.add_api_route(path, answer, methods=[method], summary=_summary(answer), **more)
+            if method == "GET" and answer not in (self.events, self.zip):  # these are made while they are sent
+                app.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False, response_class=Response)
 
         job: dict[str, Any] = {"response_model": ShownJob}
         raw: dict[str, Any] = {"response_class": Response}
@@ -94,7 +97,7 @@ class Routes:
 
     def _pages(self, app: FastAPI) -> None:
         def page(path: str, name: str) -> None:
-            app.add_api_route(path, lambda: HTMLResponse(_text(name)), methods=["GET"], include_in_schema=False)
+            app.add_api_route(path, lambda: HTMLResponse(_text(name)), methods=READ, include_in_schema=False)
 
         page("/", "start.html")
         page("/jobs/{id}", "job.html")
@@ -104,7 +107,7 @@ class Routes:
                 raise HTTPException(404, "there is no such page")
             return Response(_text(name), media_type=PAGES[name])
 
-        app.add_api_route("/page/{name}", part, methods=["GET"], include_in_schema=False)
+        app.add_api_route("/page/{name}", part, methods=READ, include_in_schema=False)
 
     def _body(self) -> dict[str, Any]:
         """The form of an upload, for OpenAPI."""

@@ -162,6 +162,20 @@ def test_only_files_of_the_result_are_sent(closed: Service) -> None:
         assert closed.client.get(f"/api/jobs/{id}").status_code == 404
 
 
+def test_heads_are_those_of_the_answers(closed: Service, stranger: httpx.Client) -> None:
+    result = f"/api/jobs/{closed.done}"  # type: ignore[attr-defined]
+    lasting = ("/healthz", "/readyz", "/", "/page/start.js", "/api/jobs", result, f"{result}/files", f"{result}/view")
+    for path in (*lasting, f"{result}/files/view.html"):
+        head, whole = closed.client.head(path), closed.client.get(path)
+        names = ("content-length", "content-type", "content-disposition", "content-security-policy")
+        assert head.status_code == whole.status_code == 200 and head.content == b"", path
+        assert [head.headers.get(name) for name in names] == [whole.headers.get(name) for name in names]
+    assert closed.client.head("/api/jobs/nobody").status_code == 404
+    assert stranger.head("/healthz").status_code == 200 and stranger.head(result).status_code == 401
+    for endless in ("zip", "events"):
+        assert closed.client.head(f"{result}/{endless}").status_code == 405, "made while it is sent"
+
+
 def test_names_in_headers_and_archives(tmp_path: Path) -> None:
     hostile = ["a\r\nSet-Cookie: x=1", '"; filename="evil.exe', "日本.txt", "x" * 300, "../../up"]
     for name in hostile:
