@@ -165,7 +165,9 @@ class Dispatcher:
             worker.end()
             state = self.store.give_back(job, None if self.stopping.is_set() else self.options.attempts)
             log("worker lost", logging.WARNING, job=job.id, exit_code=worker.exit_code, error=str(error), state=state)
-            if state == "failed":
+            if state is None:
+                self._note_cancelled(job)
+            elif state == "failed":
                 self.ended["failed"] += 1
         finally:
             shutil.rmtree(attempt, ignore_errors=True)
@@ -203,8 +205,7 @@ class Dispatcher:
                 return
             if not self.store.is_running(job):
                 worker.end()
-                self.ended["cancelled"] += 1
-                log("job cancelled", job=job.id)
+                self._note_cancelled(job)
                 return
             if reason := self._beyond(worker, begun):
                 worker.end()
@@ -235,6 +236,8 @@ class Dispatcher:
             self.ended["done"] += 1
             self.seconds += seconds
             log("job done", job=job.id, seconds=round(seconds, 3), bytes=size)
+        else:
+            self._note_cancelled(job)
 
     def _scrubbed(self, value: Any) -> Any:
         """JSON-ready values, whose texts name no paths of the machine."""
@@ -250,6 +253,13 @@ class Dispatcher:
         if self.store.fail(job, reason):
             self.ended["failed"] += 1
             log("job failed", logging.WARNING, job=job.id, reason=reason)
+        else:
+            self._note_cancelled(job)
+
+    def _note_cancelled(self, job: Job) -> None:
+        """Its owner cancelled it while it ran, at the last moment perhaps."""
+        self.ended["cancelled"] += 1
+        log("job cancelled", job=job.id)
 
 
 def _crew(options: ServeOptions, settings: Mapping[str, Any], runner: str, cluster: ClusterOptions | None) -> Crew:

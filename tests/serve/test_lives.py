@@ -340,3 +340,37 @@ def test_a_job_whose_end_cannot_be_noted_is_given_back(tmp_path: Path, monkeypat
         assert full == [] and store.get("a").attempt == 2  # type: ignore[union-attr]
     finally:
         dispatcher.stop()
+
+
+@pytest.mark.parametrize("end", ["done", "failed", "lost"])
+def test_jobs_that_are_cancelled_at_the_last_moment_are_counted(tmp_path: Path, end: str) -> None:
+    """Between two looks at the job, its worker says what became of it, or is gone."""
+    places = Places(tmp_path / "data")
+    store = Store(places.base)
+    places.incoming("a").mkdir()
+    places.accept("a")
+    store.add("a", "a", [], {}, 1, 9)
+    dispatcher = Dispatcher(store, places, ServeOptions(devices="cpu"), runner="serve.stub:Stub")
+
+    class Last:
+        """A worker that is told to end a moment too late."""
+
+        pid = exit_code = None
+        is_alive = True
+
+        def send(self, task: object) -> None:
+            store.cancel("a")
+
+        def receive(self, seconds: float) -> tuple[str, object]:
+            if end == "lost":
+                raise EOFError
+            return end, {} if end == "done" else "no"
+
+        def memory_mb(self) -> None: ...
+
+        def end(self) -> None: ...
+
+    job = store.claim()
+    assert job is not None
+    dispatcher._work(Last(), job)
+    assert dispatcher.ended == {"cancelled": 1} and [path.name for path in places.job("a").iterdir()] == []
