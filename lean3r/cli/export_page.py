@@ -41,7 +41,7 @@ class ExportPage:
         from lean3r.errors import InputError
         from lean3r.export.atomic import atomic_folder
         from lean3r.web.runtime import PACKAGE, VERSION, runtime_files
-        from lean3r.web.site import write_site
+        from lean3r.web.site import check_network, write_site
 
         console = Console(self.quiet)
         with atomic_folder(self.out, overwrite=self.overwrite, inputs=[self.network]) as folder:
@@ -49,6 +49,7 @@ class ExportPage:
                 network = self.network.expanduser().read_bytes()
             except OSError as error:
                 raise InputError(f"{self.network} cannot be read ({error.strerror}).") from error
+            check_network(network, str(self.network))
             runtime = runtime_files(self.runtime, offline=self.offline)
             console.line("runtime", f"{PACKAGE} {VERSION}")
             write_site(network, runtime, folder)

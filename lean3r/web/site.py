@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from lean3r.errors import InputError
 from lean3r.export.depth import PALETTE
 from lean3r.export.manifest import write_short
 from lean3r.models import CARDS
@@ -18,7 +20,19 @@ from lean3r.web.runtime import SCRIPT, WASM, integrity
 
 ROOM, MODEL = "lean3r.web", "nano"
 MOST_PHOTOS = 32  # 64 do not fit into the 4 GB that WebAssembly can have
+FACTS = re.compile(rb'\{"model": "([\w.-]+)", .{0,400}?"fewest_views": (\d+)')
+MAKE = f"lean3r export-model {MODEL} {MODEL}.onnx"
 SCRIPT_MAY = "blob: 'wasm-unsafe-eval'"
+
+
+def check_network(network: bytes, name: str) -> None:
+    """InputError unless a file holds nano for few views, as `lean3r export-model` writes it among its properties."""
+    found = FACTS.search(network)
+    if found is None:
+        raise InputError(f"{name} is no network of `lean3r export-model`. Make one: {MAKE}.")
+    model, fewest = (part.decode() for part in found.groups())
+    if (model, fewest) != (MODEL, "1"):
+        raise InputError(f"{name} is not nano for few views: it is {model} for {fewest} views and more. Use {MAKE}.")
 
 
 def write_site(network: bytes, runtime: Mapping[str, bytes], folder: Path) -> None:

@@ -120,7 +120,7 @@ def call(name: str) -> list[str]:
     predicted.parent.mkdir(parents=True)
     predicted.write_text("1 0 0 0  0 1 0 0  0 0 1 0\n1 0 0 1  0 1 0 0  0 0 1 0\n")  # as KITTI has them
     if name == "export-page":
-        Path("INPUT/nano.onnx").write_bytes(b"a network")
+        Path("INPUT/nano.onnx").write_bytes(b'{"model": "nano", "limits": {"fewest_views": 1}}')
         Path("RUNTIME").mkdir()
         for file in runtime.FILES:
             Path("RUNTIME", file).write_bytes(b"a program")

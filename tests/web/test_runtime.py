@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lean3r.cli.main import main
 from lean3r.errors import LeanError, UsageError
 from lean3r.web import runtime
 from web.conftest import served
@@ -32,6 +33,21 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.parent.mkdir(parents=True)
     path.write_bytes(package)
     return tmp_path / "registry"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a text", "is no network of `lean3r export-model`"),
+        (b'\x08\x0a{"model": "nano", "limits": {"fewest_views": 50}}', "it is nano for 50 views and more"),
+        (b'{"model": "vggt", "licence": "x", "limits": {"fewest_views": 1}}', "it is vggt for 1 views and more"),
+    ],
+)
+def test_a_page_is_of_nano_alone(content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "other.onnx", tmp_path / "site"
+    file.write_bytes(content)
+    assert main(["export-page", str(file), "-o", str(out), "--offline"]) == 3
+    assert said in capsys.readouterr().err and not out.exists()
 
 
 def test_it_is_downloaded_once_and_checked(registry: Path, tmp_path: Path) -> None:
