@@ -339,6 +339,13 @@ def test_own_lists_are_refused_where_a_protocol_draws_its_views(name: str) -> No
         resolve(name).select(None, {"scene": [0, 1]})
 
 
+@pytest.mark.parametrize("views", [[0, 0, 1], [0], [0, 99], [0, 1.0], [False, True]])
+def test_own_lists_hold_different_views_of_the_scene(views: list[Any]) -> None:
+    root = root_of("tum")
+    with pytest.raises(InputError, match=r"expected two or more different ones from 0 to \d+"):
+        items_of("tum-trajectory", {"tum": root}, {sets()["tum"](root).scene(0).id: views})
+
+
 def test_the_focal_length_is_that_of_the_pictures_that_have_one() -> None:
     truth_of_views: Any = tuple(SimpleNamespace(intrinsics=np.diag([f, f, 1.0])) for f in (100.0, 110, 120))
     found: Any = SimpleNamespace(intrinsics=np.stack([np.diag([f, f, 1.0]) for f in (100.0, np.nan, 132)]))

@@ -238,9 +238,10 @@ def stated_views(scenes: SceneSet, chosen: Chosen) -> list[tuple[int, list[int]]
         )
     for name, views in chosen.items():
         total = scenes.scene(numbers[name]).views
-        if len(views) < 2 or not all(isinstance(v, int) and 0 <= v < total for v in views):
+        if not all(type(v) is int and 0 <= v < total for v in views) or len(set(views)) < max(2, len(views)):
             raise InputError(
-                f"the stated views of {name} are {first_few(views)}; expected two or more from 0 to {total - 1}"
+                f"the stated views of {name} are {first_few(views)}; expected two or more different ones from 0 to "
+                f"{total - 1}"
             )
     return [(numbers[name], list(views)) for name, views in chosen.items()]
 
