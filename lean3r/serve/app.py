@@ -129,6 +129,8 @@ class Routes:
         receiver = Receiver(self.places.incoming(id), self.room, self.options)
         self.uploads += 1
         try:
+            if self.store.counts()["queued"] >= self.options.queue:  # looked at again when everything has arrived
+                raise RefusedError(503, self._too_many())
             length = request.headers.get("content-length", "")
             size = int(length) if length.isascii() and length.isdigit() else None
             upload = await receiver.receive(request.headers.get("content-type", ""), size, stream)
@@ -161,11 +163,14 @@ class Routes:
             return self.store.add(id, title, upload.files, given, upload.size, self.options.queue)
         except QueueFullError as error:
             self.places.remove(id)
-            raise RefusedError(503, f"{self.options.queue} jobs are waiting already; try again later.") from error
+            raise RefusedError(503, self._too_many()) from error
         except (sqlite3.Error, OSError) as error:
             self.places.remove(id)
             logging.getLogger("lean3r.serve").exception("a job cannot be stored")
             raise RefusedError(507, "the service cannot store the job; try again later.") from error
+
+    def _too_many(self) -> str:
+        return f"{self.options.queue} jobs are waiting already; try again later."
 
     async def listed(
         self, limit: int = Query(50, ge=1, le=MOST_LISTED), before: int | None = Query(None, ge=0, le=2**53)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import threading
 import time
@@ -132,6 +133,11 @@ def test_limits_on_time_and_memory_and_what_errors_tell(service: Start) -> None:
     jobs = [one.upload("endless.jpg") for _ in range(3)]
     answer = one.client.post("/api/jobs", files={"files": ("a.jpg", b"\xff\xd8\xff")})
     assert answer.status_code == 503 and "2 jobs are waiting" in answer.json()["error"] and len(jobs) == 3
+    place = one.address.removeprefix("http://").strip("/")
+    head = f"POST /api/jobs HTTP/1.1\r\nHost: {place}\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    with socket.create_connection((place.split(":")[0], int(place.split(":")[1])), timeout=20) as line:
+        line.sendall(f"{head}Content-Length: 1000000000\r\n\r\n".encode())
+        assert b" 503 " in line.recv(65536).split(b"\r\n")[0], "before anything is sent"
 
 
 def test_results_expire_by_quota_and_age(service: Start, tmp_path: Path) -> None:
