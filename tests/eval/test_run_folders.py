@@ -20,7 +20,6 @@ from data import tiny
 from PIL import Image
 from programs import Walk
 
-from lean3r.cli.evaluated import LoadedModel
 from lean3r.cli.main import main
 from lean3r.errors import InputError, LeanError, UsageError, WeightsError
 from lean3r.eval.protocols.items import Item, NoiseItem
@@ -108,25 +107,6 @@ def test_pictures_that_changed_since_are_named(tmp_path: Path) -> None:
     changed = [replace(ITEMS[0], seed=9), *ITEMS[1:]]
     said = [row["problems"] for row in score_benchmark("synthetic", changed, run)["rows"]]
     assert [any("other pictures" in what for what in problems) for problems in said] == [True, False, False, False]
-
-
-def test_a_run_is_of_one_plan_with_its_settings_and_of_one_number_type(tmp_path: Path) -> None:
-    """Both plans below are called gsa: what the first predicted was taken for the second's."""
-    given: dict[str, Any] = dict.fromkeys(("weights", "resolution")) | {"offline": True, "device": "cpu"}
-    model = LoadedModel(model="nano", plan="gsa:top_k=16", dtype="float32", refine="off", **given)
-
-    def begin(program: LoadedModel) -> None:
-        config = {"format": folder.FORMAT, **program.start(0, 1)[1], "settings": {}, "benchmarks": {}}
-        folder.begin(tmp_path, config, overwrite=False)
-
-    begin(model)
-    begin(model)
-    for other, said in (
-        (replace(model, plan="gsa:top_k=8"), "plan_steps: .*16.* -> .*8"),
-        (replace(model, dtype="bfloat16"), "dtype: float32 -> bfloat16"),
-    ):
-        with pytest.raises(UsageError, match=f"a run of another configuration .{said}"):
-            begin(other)
 
 
 COMMAND = """
