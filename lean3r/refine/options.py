@@ -31,8 +31,9 @@ class RefineOptions:
 
     `when` is on, off, or auto: the embedded model, on picture files. `seconds` bounds the time (None: 60 seconds of one
     processor and 6 more a view, so that the result does not depend on the load of the machine). `lens` is the
-    camera model: "auto" is "simple-radial" (one focal length, one distortion). `share_lens`: "auto" shares one
-    camera among pictures of equal size and EXIF focal length, "always" among those of equal size, "never" not at all.
+    camera model: "auto" is "simple-radial" (one focal length, one distortion), or for photos "simple-pinhole" where
+    they do not show that the lens distorts. `share_lens`: "auto" shares one camera among pictures of equal size and
+    EXIF focal length, "always" among those of equal size, "never" not at all.
     Features are found at a size of at most `side` pixels, at most `features` a picture.
     """
 
@@ -47,7 +48,11 @@ class RefineOptions:
         "N",
         name="refine_seconds",
     )
-    lens: LensName = option("auto", "Refinement: the camera model; auto: that of --cameras, else simple-radial.")
+    lens: LensName = option(
+        "auto",
+        "Refinement: the camera model; auto: that of --cameras, else simple-radial, or for photos without any "
+        "distortion simple-pinhole.",
+    )
     share_lens: ShareLens = option(
         "auto", "Refinement: share one camera among pictures of one size; auto: only if their EXIF focal lengths agree."
     )
