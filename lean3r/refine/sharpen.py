@@ -20,7 +20,7 @@ from lean3r.refine.matching import Matches
 # Cauchy's scale in median errors: 2.385 standard deviations, which is 95 % as good as least squares where errors are
 # Gaussian; their lengths in the plane have a median of 1.177.
 ROBUST = 2.385 / 1.177
-TIMES, CONVERGED = 2, 1e-8  # adjustments, each with the scale of the one before; relative change of the cost at the end
+TIMES = 2  # adjustments, each with the scale of the errors that the one before left
 # Twice the logarithm of a ratio of likelihoods for each camera. Rendered scenes without distortion: 7 and 8 where every
 # view has a camera, 0 to 18 where they share one. Photo scenes: 2 and less where it moves corners by half a pixel, from
 # 29 on where it moves them by one or two, 9,000 where by a twentieth of the picture.
@@ -71,8 +71,7 @@ def errors_px(model: pycolmap.Reconstruction) -> np.ndarray:
     """The error of every measurement of a model, in pixels; infinite behind a camera."""
     found = [np.zeros(0)]
     for image in model.images.values():
-        seen = [point for point in image.points2D if point.has_point3D()] if image.has_pose else []
-        if seen:
+        if image.has_pose and (seen := image.get_observation_points2D()):
             xyz = np.array([model.points3D[point.point3D_id].xyz for point in seen])
             xy = np.asarray(model.cameras[image.camera_id].img_from_cam(image.cam_from_world() * xyz))
             found.append(np.hypot(*(xy - np.array([point.xy for point in seen])).T))
@@ -87,7 +86,7 @@ def _doubt(model: pycolmap.Reconstruction, median_px: float) -> float:
 
 
 def _adjust(mapper: Mapper, model: pycolmap.Reconstruction, median_px: float) -> None:
-    options = mapper.adjustment(model, CONVERGED)
+    options = mapper.adjustment(model)
     options.ceres.loss_function_scale = ROBUST * max(median_px, LEAST_PX)
     config = pycolmap.BundleAdjustmentConfig()
     for image_id in model.reg_image_ids():
