@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from lean3r.data.sets.scenes import RawView, invert, zero_unknown
+from lean3r.data.sets.formats.maps import zero_unknown
+from lean3r.data.sets.scenes import RawView, invert
 from lean3r.export.depth import colourise
 
 _SIDE = 480

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lean3r.data.sets.scenes import RawView, nearest, zero_unknown
+from lean3r.data.sets.formats.maps import nearest, zero_unknown
+from lean3r.data.sets.scenes import RawView
 from lean3r.eval.protocols.items import Item
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lean3r.data.sets.scenes import RawView, no_depth
+from lean3r.data.sets.formats.maps import no_depth
+from lean3r.data.sets.scenes import RawView
 from lean3r.errors import UsageError
 
 _SPARSE = 0.2

@@ -15,7 +15,8 @@ import torch
 
 from lean3r.data.base import SceneBatch
 from lean3r.data.sampling.mixture import MAX_TRIES, BatchShape, join_samples, scene_batch, seed_of
-from lean3r.data.sets.scenes import RawView, SceneSet, first_few, zero_unknown
+from lean3r.data.sets.formats.maps import zero_unknown
+from lean3r.data.sets.scenes import RawView, SceneSet, first_few
 from lean3r.errors import InputError
 from lean3r.geometry.pose import invert_pose, make_pose
 

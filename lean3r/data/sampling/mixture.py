@@ -15,7 +15,8 @@ import torch
 from lean3r.data.base import SceneBatch
 from lean3r.data.sampling.augment import NONE, Augmentation, augment, draw_scene
 from lean3r.data.sampling.choosing import AUTO, Choice, Chooser
-from lean3r.data.sets.scenes import RawView, SceneSet, first_few, zero_unknown
+from lean3r.data.sets.formats.maps import zero_unknown
+from lean3r.data.sets.scenes import RawView, SceneSet, first_few
 from lean3r.errors import InputError, UsageError
 
 MAX_TRIES = 50

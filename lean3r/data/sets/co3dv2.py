@@ -12,7 +12,8 @@ from typing import NotRequired, TypedDict
 import numpy as np
 
 from lean3r.data.sets.formats.files import inside, naming, read_depth_png, read_gzip
-from lean3r.data.sets.scenes import Camera, FolderSet, Frame, folders, nearest, pinhole
+from lean3r.data.sets.formats.maps import nearest
+from lean3r.data.sets.scenes import Camera, FolderSet, Frame, folders, pinhole
 from lean3r.errors import InputError
 from lean3r.json_text import parse_json
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.data import DATASETS
-from lean3r.data.sets.scenes import SceneSet, first_few, folders, zero_unknown
+from lean3r.data.sets.formats.maps import zero_unknown
+from lean3r.data.sets.scenes import SceneSet, first_few, folders
 from lean3r.errors import InputError, UsageError
 
 ANYTHING = "colmap"  # other sets contain COLMAP models too, so this one is last

@@ -23,7 +23,8 @@ from PIL import Image
 
 from lean3r.data.sampling.augment import cut
 from lean3r.data.sets.formats.files import inside, naming, read_array, read_text
-from lean3r.data.sets.scenes import Camera, RawView, SceneInfo, SceneSet, check_camera, no_depth, zero_unknown
+from lean3r.data.sets.formats.maps import no_depth, zero_unknown
+from lean3r.data.sets.scenes import Camera, RawView, SceneInfo, SceneSet, check_camera
 from lean3r.errors import InputError, MissingExtraError, UsageError
 from lean3r.inputs.decoding import FORMATS
 from lean3r.json_text import parse_json

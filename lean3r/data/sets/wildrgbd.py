@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.data.sets.formats.files import read_depth_png, read_text
-from lean3r.data.sets.scenes import Camera, FolderSet, Frame, folders, invert, nearest, pinhole
+from lean3r.data.sets.formats.maps import nearest
+from lean3r.data.sets.scenes import Camera, FolderSet, Frame, folders, invert, pinhole
 from lean3r.errors import InputError
 from lean3r.json_text import parse_json
 

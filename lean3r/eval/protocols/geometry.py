@@ -9,7 +9,8 @@ import torch
 
 from lean3r.data.base import SceneBatch
 from lean3r.data.sampling.lite3r import in_unit
-from lean3r.data.sets.scenes import RawView, zero_unknown
+from lean3r.data.sets.formats.maps import zero_unknown
+from lean3r.data.sets.scenes import RawView
 from lean3r.errors import InputError
 from lean3r.eval.depth_errors import depth_score, video_depth_score
 from lean3r.eval.lite3r import lite3r_score

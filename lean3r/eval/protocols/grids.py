@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lean3r.data.sets.scenes import RawView, zero_unknown
+from lean3r.data.sets.formats.maps import zero_unknown
+from lean3r.data.sets.scenes import RawView
 from lean3r.eval.predicted.base import Predicted
 from lean3r.eval.protocols.base import AbsentPart
 from lean3r.geometry.camera import unproject

@@ -19,7 +19,8 @@ from lean3r import __version__
 from lean3r.data.base import SceneBatch
 from lean3r.data.sampling.lite3r import Pairs
 from lean3r.data.sampling.mixture import seed_of
-from lean3r.data.sets.scenes import RawView, SceneSet, first_few, no_depth
+from lean3r.data.sets.formats.maps import no_depth
+from lean3r.data.sets.scenes import RawView, SceneSet, first_few
 from lean3r.data.world.synthetic import HELD_OUT_SEED, SyntheticWorld
 from lean3r.errors import InputError, UsageError
 from lean3r.scratch import atomic_file
