@@ -10,7 +10,7 @@ import numpy as np
 from lean3r.colmap_library import pycolmap
 from lean3r.geometry.lens import LENSES
 from lean3r.refine.features import files_to_view
-from lean3r.refine.job import Job
+from lean3r.refine.job import Group, Job
 from lean3r.refine.matching import LEAST_INLIERS, Matches
 
 ROTATION_DEG, DIRECTION_DEG = 15.0, 40.0  # largest difference between start poses and the relative pose of a pair
@@ -159,8 +159,11 @@ class Mapper:
 
     def known(self, model: pycolmap.Reconstruction) -> set[int]:
         """Ids of the cameras that are known."""
-        views = ((image.camera_id, self.job.views[self.view_of[image.name]]) for image in model.images.values())
-        return {camera_id for camera_id, view in views if self.job.groups[view.group].fixed}
+        return {image.camera_id for image in model.images.values() if self.group_of(image).fixed}
+
+    def group_of(self, image: pycolmap.Image) -> Group:
+        """The group of the job whose camera an image has."""
+        return self.job.groups[self.job.views[self.view_of[image.name]].group]
 
     def adjustment(
         self, model: pycolmap.Reconstruction, tolerance: float = CONVERGED

@@ -13,8 +13,6 @@ import numpy as np
 from lean3r.colmap_library import pycolmap
 from lean3r.refine.adjust import Mapper
 from lean3r.refine.built import Built
-from lean3r.refine.features import files_to_view
-from lean3r.refine.job import Job
 from lean3r.refine.matching import Matches
 
 # Cauchy's scale in median errors: 2.385 standard deviations, which is 95 % as good as least squares where errors are
@@ -29,32 +27,29 @@ LEAST_PX = 1e-3  # of a median, that may be 0
 STRAIGHT = pycolmap.CameraModelId.SIMPLE_PINHOLE
 
 
-def sharpened(job: Job, matches: Matches, mapper: Mapper, built: Built) -> Built:
+def sharpened(matches: Matches, mapper: Mapper, built: Built) -> Built:
     """The model adjusted once more, or as it was if poses are held or fewer views would be trusted."""
-    if job.held.any():
+    if mapper.job.held.any():
         return built
-    again = Built.of(job, matches, adjusted(job, mapper, built.model), built.answer.report["start"])
+    again = Built.of(mapper.job, matches, adjusted(mapper, built.model), built.answer.report["start"])
     is_as_good = again is not None and again.answer.trusted.sum() >= built.answer.trusted.sum()
     return again if again is not None and is_as_good else built
 
 
-def adjusted(job: Job, mapper: Mapper, model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
+def adjusted(mapper: Mapper, model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
     """A copy of the model with robust cameras, and pinholes if its lenses need not distort."""
     model = pycolmap.Reconstruction(model)
     median_px = 0.0
     for _ in range(TIMES):
         median_px = float(np.median(errors_px(model)))
         _adjust(mapper, model, median_px)
-    return _straightened(job, mapper, model, median_px) or model
+    return _straightened(mapper, model, median_px) or model
 
 
-def _straightened(
-    job: Job, mapper: Mapper, model: pycolmap.Reconstruction, median_px: float
-) -> pycolmap.Reconstruction | None:
+def _straightened(mapper: Mapper, model: pycolmap.Reconstruction, median_px: float) -> pycolmap.Reconstruction | None:
     """The model with pinholes, adjusted as it was; None if the measurements tell clearly that lenses distort, or if
     that is not for them to tell."""
-    view_of = files_to_view(job)
-    used = {i.camera_id: job.groups[job.views[view_of[i.name]].group] for i in model.images.values() if i.has_pose}
+    used = {image.camera_id: mapper.group_of(image) for image in model.images.values() if image.has_pose}
     if not all(group.lens_assumed for group in used.values()):
         return None
     straight = pycolmap.Reconstruction(model)

@@ -60,11 +60,10 @@ class Attempt(NamedTuple):
     sharpened: Callable[[], Answer]
 
     @classmethod
-    def of(
-        cls, job: Job, matches: matching.Matches, mapper: adjust.Mapper, built: Built, found: list[Built]
-    ) -> Attempt:
+    def of(cls, matches: matching.Matches, mapper: adjust.Mapper, built: Built, found: Sequence[Built]) -> Attempt:
         """The attempt whose best model is `built`, of all that were `found`."""
-        return cls(built.judged(job, found), lambda: sharpened(job, matches, mapper, built).judged(job, found))
+        job = mapper.job
+        return cls(built.judged(job, found), lambda: sharpened(matches, mapper, built).judged(job, found))
 
     def with_note(self, note: str) -> Attempt:
         """The same with one more note for the user."""
@@ -192,7 +191,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     if job.held.any():
         held = Built.of(job, matches, mapper.from_poses(job.start, np.flatnonzero(job.held).tolist()), True)
         if held is not None:
-            yield Attempt.of(job, matches, mapper, held, [])
+            yield Attempt.of(matches, mapper, held, [])
         return
     candidates: list[Built] = []
     views = adjust.consistent_views(matches, job.start)
@@ -206,12 +205,12 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     best = max(candidates, key=lambda built: fitness(job, built.answer), default=None)
     if best is None:
         return
-    yield Attempt.of(job, matches, mapper, best, found)
+    yield Attempt.of(matches, mapper, best, found)
     enough = (NEARLY if job.sequences else 1.0) * len(features.files_to_view(job))
     if CALIBRATING <= best.answer.trusted.sum() < enough:
         again = recalibrate(job, here, database, best.answer)
         if again is not None and again.answer.trusted.sum() > best.answer.trusted.sum():
-            yield Attempt.of(job, matches, mapper, again, found)
+            yield Attempt.of(matches, mapper, again, found)
 
 
 def by_methods(job: Job, matches: matching.Matches, mapper: adjust.Mapper, folder: Path, database: Path) -> list[Built]:

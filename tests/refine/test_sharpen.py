@@ -66,7 +66,7 @@ def off(model: pycolmap.Reconstruction, focals: np.ndarray) -> float:
 def test_bad_measurements_pull_less_and_lenses_distort_if_measurements_say_so(distortion: float) -> None:
     job = job_of(lens_assumed=True)
     before, focals = model_of(job, distortion)
-    after = adjusted(job, mapper_of(job), before)
+    after = adjusted(mapper_of(job), before)
     assert off(after, focals) < 0.75 * off(before, focals)
     kinds = {camera.model.name for camera in after.cameras.values()}
     assert kinds == ({"SIMPLE_RADIAL"} if distortion else {"SIMPLE_PINHOLE"})
@@ -76,5 +76,5 @@ def test_bad_measurements_pull_less_and_lenses_distort_if_measurements_say_so(di
 def test_a_lens_that_was_asked_for_is_found() -> None:
     job = job_of(lens_assumed=False)
     before, _ = model_of(job, 0.0)
-    after = adjusted(job, mapper_of(job), before)
+    after = adjusted(mapper_of(job), before)
     assert all(camera.model.name == "SIMPLE_RADIAL" and camera.params[3] for camera in after.cameras.values())
