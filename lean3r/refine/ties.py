@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from lean3r.refine.equations import Equations, cross, inverse
 from lean3r.refine.job import Answer
 from lean3r.refine.judge import centres_of
 
@@ -24,8 +25,6 @@ FIRM = LIMIT / 3  # a part before a weak place and behind it sees both sides dev
 LEAST = 12  # frames of a video for which it is asked
 PART, LEAST_PART = 1 / 4, 6  # of the frames: the parts from which deviations are predicted, and their least number
 SEEN = 40  # points of a part: those that most of its frames see
-BATCH = 2000  # points whose equations are held at once
-BLUR = 1.2533  # mean length of a normal error in the plane, in its standard deviations
 DAMPING = 1e-10  # of the information: frames that nothing ties to the others deviate very far, not infinitely far
 
 
@@ -68,40 +67,19 @@ def depth_of(answer: Answer) -> np.ndarray:
 
 class Deviations:
     """How far the cameras of an answer deviate from where they should be, by the Gauss-Newton covariance of poses and
-    points, with the weights of the adjustment's robust loss and the noise that its errors show; intrinsics count as
-    known, lenses as pinholes. LinAlgError if its equations cannot be solved."""
+    points (equations.py). LinAlgError if its equations cannot be solved."""
 
     def __init__(self, answer: Answer) -> None:
-        self._count, self._views = len(answer.has), np.flatnonzero(answer.has)
-        place = np.full(self._count, -1)
-        place[self._views] = range(len(self._views))
-        used = answer.has[answer.view]
-        self._view, self._point = place[answer.view[used]], answer.point[used]
-        pose, xyz = answer.cam_from_world[self._views], answer.xyz
-        turned = (pose[self._view, :3, :3] @ xyz[self._point][..., None])[..., 0]
-        # In units of the depth, so that moves count as much as turns.
-        self._unit = float(np.median((turned + pose[self._view, :3, 3])[:, 2]))
-        turned, pose[:, :3, 3], self._xyz = turned / self._unit, pose[:, :3, 3] / self._unit, xyz / self._unit
-        self._pose = pose
-        cam = turned + pose[self._view, :3, 3]
-        focal = np.array([answer.params[answer.camera[view]][0] for view in self._views])[self._view]
-        error = answer.error_px[self._point]
-        weight = np.sqrt(1 / (1 + error**2)) * BLUR / max(float(np.mean(answer.error_px)), 1e-3)
-        to_image = np.zeros((len(cam), 2, 3))
-        to_image[:, 0, 0] = to_image[:, 1, 1] = 1
-        to_image[:, :, 2] = -cam[:, :2] / cam[:, 2:]
-        to_image *= (weight * focal / cam[:, 2])[:, None, None]
-        self._by_pose = np.concatenate([-to_image @ _cross(turned), to_image], axis=2)  # rotation vector, translation
-        self._by_point = to_image @ pose[self._view, :3, :3]
+        self._count, self._of = len(answer.has), Equations(answer)
         self._of_poses = self._covariance()
 
     def _covariance(self) -> np.ndarray:
         """Of the poses [6 V, 6 V], up to a similarity of them all."""
-        information = _reduced(self._by_pose, self._by_point, self._view, self._point, len(self._views))
+        information, pose = self._of.information(), self._of.pose
         # What a similarity of the world does to the poses is not determined: it is held still.
-        gauge = np.zeros((len(self._views), 6, 7))
-        gauge[:, :3, :3] = gauge[:, 3:, 3:6] = self._pose[:, :3, :3]
-        gauge[:, 3:, 6] = self._pose[:, :3, 3]
+        gauge = np.zeros((len(pose), 6, 7))
+        gauge[:, :3, :3] = gauge[:, 3:, 3:6] = pose[:, :3, :3]
+        gauge[:, 3:, 6] = pose[:, :3, 3]
         still, _ = np.linalg.qr(gauge.reshape(-1, 7))
         size = float(np.trace(information)) / len(information)
         information += size * (still @ still.T + DAMPING * np.eye(len(information)))
@@ -110,68 +88,39 @@ class Deviations:
     def seen_from(self, part: np.ndarray) -> np.ndarray:
         """Predicted deviation [S] of the centres, after the similarity that brings those of the views `part` [P], and
         the points that most of them see, where they should be; infinite for views that have no pose."""
-        part = np.flatnonzero(np.isin(self._views, part))
-        seeing = np.bincount(self._point[np.isin(self._view, part)], minlength=len(self._xyz))
+        of = self._of
+        part = np.flatnonzero(np.isin(of.views, part))
+        seeing = np.bincount(of.point[np.isin(of.view, part)], minlength=len(of.xyz))
         points = np.argsort(-seeing, kind="stable")[:SEEN]
         points = points[seeing[points] > 1]
-        places = np.concatenate([centres_of(self._pose), self._xyz[points]])
-        covariance, views = self._of_places(points), len(self._views)
+        places = np.concatenate([centres_of(of.pose), of.xyz[points]])
+        covariance, views = self._of_places(points), len(of.views)
         known = 1 / _variances(covariance, places, np.arange(views), np.ones(views))  # how well, among all views
         fixed = np.concatenate([part, np.arange(views, len(places))])
         variances = _variances(covariance, places, fixed, known[fixed])[:views]
         deviation = np.full(self._count, np.inf)
-        deviation[self._views] = self._unit * np.sqrt(variances)
+        deviation[of.views] = of.unit * np.sqrt(variances)
         return deviation
 
     def _of_places(self, points: np.ndarray) -> np.ndarray:
         """The covariance [3 E, 3 E] of the centres and of these points."""
-        views = len(self._views)
+        of, views = self._of, len(self._of.views)
         by_poses = np.zeros((views + len(points), views, 3, 6))
-        # The centre is -R' t; a small rotation w of the camera moves it by R' (w x t).
-        inverse, each = self._pose[:, :3, :3].transpose(0, 2, 1), range(views)
-        by_poses[each, each] = np.concatenate([-inverse @ _cross(self._pose[:, :3, 3]), -inverse], axis=2)
+        by_poses[range(views), range(views)] = of.centres()
         # A point lies where its measurements meet, and errs beside them too.
-        used = np.flatnonzero(np.isin(self._point, points))
+        used = np.flatnonzero(np.isin(of.point, points))
         order = np.argsort(points)
-        at, by_point = order[np.searchsorted(points[order], self._point[used])], self._by_point[used]
+        at, by_point = order[np.searchsorted(points[order], of.point[used])], of.by_point[used]
         information = np.zeros((len(points), 3, 3))
         np.add.at(information, at, by_point.transpose(0, 2, 1) @ by_point)
-        own = _inverse(information)
-        of_pose = -own[at] @ by_point.transpose(0, 2, 1) @ self._by_pose[used]
-        np.add.at(by_poses, (views + at, self._view[used]), of_pose)
+        own = inverse(information)
+        of_pose = -own[at] @ by_point.transpose(0, 2, 1) @ of.by_pose[used]
+        np.add.at(by_poses, (views + at, of.view[used]), of_pose)
         by_poses = by_poses.transpose(0, 2, 1, 3).reshape(-1, 6 * views)
         covariance = by_poses @ self._of_poses @ by_poses.T
         behind = range(views, views + len(points))
         covariance.reshape(views + len(points), 3, -1, 3)[behind, :, behind] += own
         return covariance
-
-
-def _reduced(by_pose: np.ndarray, by_point: np.ndarray, view: np.ndarray, point: np.ndarray, views: int) -> np.ndarray:
-    """The information [6 V, 6 V] on poses that measurements give, whose derivatives are by_pose [O, 2, 6] and by_point
-    [O, 2, 3], with all points free."""
-    own = np.zeros((views, 6, 6))
-    np.add.at(own, view, by_pose.transpose(0, 2, 1) @ by_pose)
-    information = np.zeros((views, 6, views, 6))
-    information[range(views), :, range(views)] = own
-    information = information.reshape(6 * views, 6 * views)
-    order = np.argsort(point, kind="stable")
-    for start in range(0, int(point.max(initial=-1)) + 1, BATCH):
-        some = order[slice(*np.searchsorted(point[order], (start, start + BATCH)))]
-        at = point[some] - start
-        of_points = np.zeros((BATCH, 3, 3))
-        np.add.at(of_points, at, by_point[some].transpose(0, 2, 1) @ by_point[some])
-        half = np.linalg.cholesky(_inverse(of_points))
-        shared = np.zeros((views, BATCH, 6, 3))
-        np.add.at(shared, (view[some], at), by_pose[some].transpose(0, 2, 1) @ by_point[some])
-        shared = (shared @ half).transpose(0, 2, 1, 3).reshape(6 * views, -1)
-        information -= shared @ shared.T
-    return information
-
-
-def _inverse(information: np.ndarray) -> np.ndarray:
-    """The covariance of points, from their information [N, 3, 3]; finite where that does not determine them."""
-    trace = np.trace(information, axis1=1, axis2=2)[:, None, None]
-    return np.linalg.inv(information + (1e-9 * trace + (trace == 0)) * np.eye(3))
 
 
 def _variances(covariance: np.ndarray, places: np.ndarray, fixed: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -189,12 +138,5 @@ def _variances(covariance: np.ndarray, places: np.ndarray, fixed: np.ndarray, we
 def _moves(offsets: np.ndarray) -> np.ndarray:
     """How a similarity (translation, rotation vector, logarithm of the scale) moves points [N, 3]: [N, 3, 7]."""
     moves = np.zeros((len(offsets), 3, 7))
-    moves[:, :, :3], moves[:, :, 3:6], moves[:, :, 6] = np.eye(3), -_cross(offsets), offsets
+    moves[:, :, :3], moves[:, :, 3:6], moves[:, :, 6] = np.eye(3), -cross(offsets), offsets
     return moves
-
-
-def _cross(vectors: np.ndarray) -> np.ndarray:
-    """Matrices [N, 3, 3] that multiply by the cross product with vectors [N, 3] from the left."""
-    x, y, z = vectors.T
-    zero = np.zeros(len(vectors))
-    return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)

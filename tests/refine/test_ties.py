@@ -14,12 +14,14 @@ from lean3r.refine.job import Answer
 FOCAL, WIDTH, REACH, DEPTH = 400.0, 540, 2.0, 4.0
 
 
-def walk(views: int, points: int, step: float = 0.4, shared: int | None = None, resting: int = 0) -> Answer:
+def walk(
+    views: int, points: int, step: float = 0.4, shared: int | None = None, resting: int = 0, shake: float = 0.1
+) -> Answer:
     """Cameras in a row that look at points before them, slightly turned; the first ones all but rest. With `shared`, no
-    more than so many points are seen from both sides of a frame two thirds of the way along."""
+    more than so many points are seen from both sides of a frame two thirds of the way along. The path shakes."""
     rng = np.random.default_rng(0)
     x = step * np.maximum(np.arange(views) - resting, 0.01 * np.arange(views))
-    spread = np.where(np.arange(views) < resting, 0.003, 0.1)
+    spread = np.where(np.arange(views) < resting, 0.003, shake)
     centres = np.stack([x, spread * rng.normal(size=views), spread * rng.normal(size=views)], axis=1)
     xyz = rng.uniform((x[0] - 1, -1.5, 0.7 * DEPTH), (x[-1] + 1, 1.5, 1.3 * DEPTH), (points, 3))
     poses = np.tile(np.eye(4), (views, 1, 1))

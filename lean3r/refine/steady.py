@@ -1,0 +1,87 @@
+"""Frames of a video that few points tie to the others lie where the camera's motion goes on as steadily as before.
+
+Their place is uncertain in a few directions only: behind a bare wall, all of them may be nearer or farther together,
+or smaller. Hands and vehicles do not jerk there more than elsewhere, and that says which of these places is likely.
+What many points tie does not move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from lean3r.refine.equations import Equations
+from lean3r.refine.job import Answer
+from lean3r.refine.judge import centres_of
+
+OPTIMISTIC = 7.0  # true errors of real walks in predicted ones, whose measurements count as independent (ties.py)
+# The three quarters of accelerations that are smallest lie below this many deviations along an axis if all are normal;
+# at rest half of the time, half of those in motion do.
+USUAL, OF_NORMAL = 0.75, 2.027
+LEAST = 6  # accelerations of firm frames that tell what is usual
+JERK = 4.0  # usual accelerations from which one counts less and less: the camera was pushed, or turned back
+ROUNDS, CONVERGED = 20, 1e-6  # of the depth
+MOST_RAD = 0.2  # turn of a frame up to which measurements depend on it as they did at first
+
+
+def steadied(
+    answer: Answer, loose: Collection[int], runs: Sequence[Sequence[int]], times_s: Sequence[float | None]
+) -> Answer:
+    """The answer with its `loose` frames, and the points that they see, placed by measurements and steadiness; `runs`
+    are those of consecutive views of a video, at times_s [S]. The same where nothing tells what is steady."""
+    mine = np.isin(answer.point, answer.point[np.isin(answer.view, list(loose))])
+    if not mine.any():
+        return answer
+    of = Equations(replace(answer, point=answer.point[mine], view=answer.view[mine], xy=answer.xy[mine]))
+    is_loose = np.isin(of.views, list(loose))
+    bends = _bends(of.views, runs, times_s)
+    size, touched = np.linalg.norm(bends @ centres_of(of.pose), axis=1), (bends[:, is_loose] != 0).any(axis=1)
+    if not touched.any() or (~touched).sum() < LEAST:
+        return answer
+    usual = float(np.quantile(size[~touched], USUAL)) / OF_NORMAL
+    if usual <= 0:
+        return answer
+    move = _move(of, bends[touched] / usual, np.flatnonzero(is_loose))
+    found = of.moved(move, of.fitted((of.by_pose @ move[of.view][..., None])[..., 0]))
+    poses, xyz = answer.cam_from_world.copy(), answer.xyz.copy()
+    poses[of.views[is_loose]] = found.pose[is_loose]
+    poses[of.views[is_loose], :3, 3] *= of.unit
+    moved = np.unique(answer.point[mine])
+    xyz[moved] = found.xyz[moved] * of.unit
+    return replace(answer, cam_from_world=poses, xyz=xyz)
+
+
+def _move(of: Equations, bends: np.ndarray, loose: np.ndarray) -> np.ndarray:
+    """How the poses of `loose` views [L] move [V, 6] so that measurements, as they depend on poses at first, and the
+    accelerations of the centres, `bends` [B, V] in usual ones, are most likely together."""
+    views, unknowns = len(of.views), 6 * len(loose)
+    by_measurements = of.information().reshape(views, 6, views, 6)[loose][:, :, loose].reshape(unknowns, unknowns)
+    by_move = np.einsum("bl,lij->bilj", bends[:, loose], of.centres()[loose]).reshape(-1, unknowns)
+    before, found = (bends @ centres_of(of.pose)).ravel(), np.zeros(unknowns)
+    for _ in range(ROUNDS):
+        size = np.linalg.norm((before + by_move @ found).reshape(-1, 3), axis=1)
+        weighted = by_move.T / np.repeat(1 + (size / JERK) ** 2, 3)
+        matrix = by_measurements / OPTIMISTIC**2 + weighted @ by_move
+        previous, found = found, -np.linalg.solve(matrix, weighted @ before)
+        if np.abs(found - previous).max() < CONVERGED:
+            break
+    move = np.zeros((views, 6))
+    move[loose] = found.reshape(-1, 6)
+    return move * min(1.0, MOST_RAD / max(float(np.linalg.norm(move[:, :3], axis=1).max()), 1e-12))
+
+
+def _bends(views: np.ndarray, runs: Sequence[Sequence[int]], times_s: Sequence[float | None]) -> np.ndarray:
+    """The accelerations [B, V] of the camera at each frame between two others of its run, of the places of `views`."""
+    times = np.array([np.nan if time is None else time for time in times_s], float)
+    rows = []
+    for run in runs:
+        at = np.flatnonzero(np.isin(views, list(run)))
+        for three in zip(at, at[1:], at[2:], strict=False):
+            first, second = np.diff(times[views[list(three)]])
+            if first > 0 and second > 0:
+                row = np.zeros(len(views))
+                row[list(three)] = 1 / first, -(1 / first + 1 / second), 1 / second
+                rows.append(2 * row / (first + second))
+    return np.array(rows).reshape(-1, len(views))

@@ -1,0 +1,82 @@
+"""Frames of a video that few points tie to the others are placed where the camera goes on steadily."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from test_ties import moved, walk
+
+from lean3r.refine.equations import Equations
+from lean3r.refine.job import Answer
+from lean3r.refine.judge import centres_of
+from lean3r.refine.steady import OPTIMISTIC, steadied
+
+FRAMES, LOOSE, STEP = 24, range(16, 24), 0.4
+TIMES = [0.1 * view for view in range(FRAMES)]
+
+
+def astray(answer: Answer, rng: np.random.Generator) -> Answer:
+    """The answer with its last frames, and their points, where measurements may have put them."""
+    of, last = Equations(answer), np.array(LOOSE)
+    information = of.information().reshape(FRAMES, 6, FRAMES, 6)[last][:, :, last].reshape(6 * len(last), -1)
+    move = np.zeros((FRAMES, 6))
+    draw = OPTIMISTIC * np.linalg.solve(np.linalg.cholesky(information).T, rng.normal(size=len(information)))
+    move[last] = draw.reshape(-1, 6)
+    other = of.moved(move, of.fitted((of.by_pose @ move[of.view][..., None])[..., 0]))
+    poses = other.pose.copy()
+    poses[:, :3, 3] *= of.unit
+    return replace(answer, cam_from_world=poses, xyz=other.xyz * of.unit)
+
+
+def steady(answer: Answer) -> Answer:
+    return steadied(answer, LOOSE, [range(FRAMES)], TIMES)
+
+
+def off(answer: Answer, truth: Answer) -> float:
+    """The root mean square error of the last frames' places."""
+    apart = centres_of(answer.cam_from_world)[LOOSE] - centres_of(truth.cam_from_world)[LOOSE]
+    return float(np.sqrt((apart**2).sum(1).mean()))
+
+
+def test_places_that_measurements_leave_open_follow_the_motion() -> None:
+    truth, rng = walk(FRAMES, 1500, STEP, shared=12, shake=0.01), np.random.default_rng(0)
+    before = [astray(truth, rng) for _ in range(12)]
+    after = [steady(answer) for answer in before]
+    error, left = (np.array([off(answer, truth) for answer in answers]) for answers in (before, after))
+    assert np.median(error) > STEP / 4, "the measurements do leave them open"
+    assert np.median(left) < 0.5 * np.median(error)
+    for old, new in zip(before, after, strict=True):
+        assert np.array_equal(old.cam_from_world[:16], new.cam_from_world[:16]), "the others stay"
+        assert np.median(np.abs(slopes(new) - slopes(old))) < 0.01, "points go with the frames that see them"
+
+
+def slopes(answer: Answer) -> np.ndarray:
+    """Where the last frames see their points."""
+    used = answer.view >= LOOSE[0]
+    pose, xyz = answer.cam_from_world[answer.view[used]], answer.xyz[answer.point[used]]
+    cam = (pose[:, :3, :3] @ xyz[..., None])[..., 0] + pose[:, :3, 3]
+    return cam[:, :2] / cam[:, 2:]
+
+
+def test_what_many_points_tie_stays_even_where_the_camera_jerks() -> None:
+    truth = walk(FRAMES, 1500, STEP, shake=0.01)
+    jerking = truth.cam_from_world.copy()
+    jerking[16:, :3, 3] -= jerking[16:, :3, :3] @ np.array([0.0, STEP, 0.0])
+    answer = Answer(**{**vars(truth), "cam_from_world": jerking})
+    assert off(steady(answer), answer) < 0.05 * STEP
+
+
+def test_the_unit_of_the_world_does_not_matter() -> None:
+    answer = astray(walk(FRAMES, 1500, STEP, shared=12, shake=0.01), np.random.default_rng(1))
+    turned = (1000.0, np.array([0.3, -1.0, 0.5]), np.array([4.0, -2.0, 9.0]))
+    plain, other = moved(steady(answer), *turned), steady(moved(answer, *turned))
+    np.testing.assert_allclose(centres_of(other.cam_from_world), centres_of(plain.cam_from_world), atol=0.5)
+
+
+def test_without_a_motion_to_go_by_nothing_moves() -> None:
+    answer = astray(walk(FRAMES, 1500, STEP, shared=3), np.random.default_rng(1))
+    for runs, times in (([], TIMES), ([range(FRAMES)], [None] * FRAMES), ([range(14, FRAMES)], TIMES)):
+        assert steadied(answer, LOOSE, runs, times) is answer
+    same = [0.0] * FRAMES
+    assert steadied(answer, LOOSE, [range(FRAMES)], same) is answer, "frames of one time"
