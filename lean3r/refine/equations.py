@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
-
 import numpy as np
 
 from lean3r.refine.job import Answer
@@ -18,8 +16,8 @@ class Equations:
 
     Lengths are in units of the depth, so that moves count as much as turns: `unit` in those of the answer. `pose`
     [V, 4, 4] and `xyz` [P, 3] are those of the views [V] that have a pose, and of the points; O measurements, of these
-    `view` [O] (an index into `views`) and `point` [O], are `seen` [O, 2] in standard deviations, and change by
-    `by_pose` [O, 2, 6] with the rotation vector and the translation of the camera, and by `by_point` [O, 2, 3].
+    `view` [O] (an index into `views`) and `point` [O], change by `by_pose` [O, 2, 6] with the rotation vector and the
+    translation of the camera, and by `by_point` [O, 2, 3], in standard deviations.
     """
 
     def __init__(self, answer: Answer) -> None:
@@ -29,42 +27,20 @@ class Equations:
         used = answer.has[answer.view]
         self.view, self.point = place[answer.view[used]], answer.point[used]
         pose, xyz = answer.cam_from_world[self.views], answer.xyz
-        depth = (pose[self.view, 2, :3] * xyz[self.point]).sum(1) + pose[self.view, 2, 3]
-        self.unit = float(np.median(depth))
-        pose[:, :3, 3] /= self.unit
+        turned = (pose[self.view, :3, :3] @ xyz[self.point][..., None])[..., 0]
+        self.unit = float(np.median((turned + pose[self.view, :3, 3])[:, 2]))
+        turned, pose[:, :3, 3], self.xyz = turned / self.unit, pose[:, :3, 3] / self.unit, xyz / self.unit
+        self.pose = pose
+        cam = turned + pose[self.view, :3, 3]
         focal = np.array([answer.params[answer.camera[view]][0] for view in self.views])[self.view]
         error = answer.error_px[self.point]
-        self._weight = np.sqrt(1 / (1 + error**2)) * BLUR / max(float(np.mean(answer.error_px)), 1e-3) * focal
-        self._linearise(pose, xyz / self.unit)
-
-    def _linearise(self, pose: np.ndarray, xyz: np.ndarray) -> None:
-        self.pose, self.xyz = pose, xyz
-        turned = (pose[self.view, :3, :3] @ xyz[self.point][..., None])[..., 0]
-        cam = turned + pose[self.view, :3, 3]
-        slopes = cam[:, :2] / cam[:, 2:]
+        weight = np.sqrt(1 / (1 + error**2)) * BLUR / max(float(np.mean(answer.error_px)), 1e-3)
         to_image = np.zeros((len(cam), 2, 3))
         to_image[:, 0, 0] = to_image[:, 1, 1] = 1
-        to_image[:, :, 2] = -slopes
-        to_image *= (self._weight / cam[:, 2])[:, None, None]
-        self.seen = self._weight[:, None] * slopes
+        to_image[:, :, 2] = -cam[:, :2] / cam[:, 2:]
+        to_image *= (weight * focal / cam[:, 2])[:, None, None]
         self.by_pose = np.concatenate([-to_image @ cross(turned), to_image], axis=2)
         self.by_point = to_image @ pose[self.view, :3, :3]
-
-    def moved(self, move: np.ndarray, shift: np.ndarray) -> Equations:
-        """The same with poses moved [V, 6] and points shifted [P, 3]."""
-        pose, other = self.pose.copy(), copy(self)
-        pose[:, :3, :3] = rotations(move[:, :3]) @ pose[:, :3, :3]
-        pose[:, :3, 3] += move[:, 3:]
-        other._linearise(pose, self.xyz + shift)
-        return other
-
-    def fitted(self, residual: np.ndarray) -> np.ndarray:
-        """How points shift [P, 3] so that residuals [O, 2] of their measurements are least."""
-        information, side = np.zeros((len(self.xyz), 3, 3)), np.zeros((len(self.xyz), 3))
-        back = self.by_point.transpose(0, 2, 1)
-        np.add.at(information, self.point, back @ self.by_point)
-        np.add.at(side, self.point, (back @ residual[..., None])[..., 0])
-        return -(inverse(information) @ side[..., None])[..., 0]
 
     def information(self) -> np.ndarray:
         """What the measurements tell of the poses [6 V, 6 V], with all points free."""
@@ -105,10 +81,3 @@ def cross(vectors: np.ndarray) -> np.ndarray:
     x, y, z = vectors.T
     zero = np.zeros(len(vectors))
     return np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=1).reshape(-1, 3, 3)
-
-
-def rotations(vectors: np.ndarray) -> np.ndarray:
-    """The matrices of rotation vectors [N, 3]; the refining process has no torch, which geometry/rotation.py needs."""
-    angle = np.maximum(np.linalg.norm(vectors, axis=1), 1e-12)[:, None, None]
-    turned = cross(vectors)
-    return np.eye(3) + np.sin(angle) / angle * turned + (1 - np.cos(angle)) / angle**2 * turned @ turned

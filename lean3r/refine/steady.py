@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lean3r.refine.equations import Equations
+from lean3r.refine.equations import Equations, cross
 from lean3r.refine.job import Answer
 from lean3r.refine.judge import centres_of
 
@@ -21,7 +21,7 @@ OPTIMISTIC = 7.0  # true errors of real walks in predicted ones, whose measureme
 # at rest half of the time, half of those in motion do.
 USUAL, OF_NORMAL = 0.75, 2.027
 LEAST = 6  # accelerations of firm frames that tell what is usual
-JERK = 4.0  # usual accelerations from which one counts less and less: the camera was pushed, or turned back
+JERK = 4.0  # usual accelerations above which one tells less and less: the camera turned back, or a take ended there
 ROUNDS, CONVERGED = 20, 1e-6  # of the depth
 MOST_RAD = 0.2  # turn of a frame up to which measurements depend on it as they did at first
 
@@ -29,8 +29,9 @@ MOST_RAD = 0.2  # turn of a frame up to which measurements depend on it as they 
 def steadied(
     answer: Answer, loose: Collection[int], runs: Sequence[Sequence[int]], times_s: Sequence[float | None]
 ) -> Answer:
-    """The answer with its `loose` frames, and the points that they see, placed by measurements and steadiness; `runs`
-    are those of consecutive views of a video, at times_s [S]. The same where nothing tells what is steady."""
+    """The answer with its `loose` frames placed by measurements and steadiness; its points stay, since those of doubted
+    frames are left out later. `runs` are those of consecutive views of a video, at times_s [S]. The same answer where
+    nothing tells what is steady."""
     mine = np.isin(answer.point, answer.point[np.isin(answer.view, list(loose))])
     if not mine.any():
         return answer
@@ -44,13 +45,14 @@ def steadied(
     if usual <= 0:
         return answer
     move = _move(of, bends[touched] / usual, np.flatnonzero(is_loose))
-    found = of.moved(move, of.fitted((of.by_pose @ move[of.view][..., None])[..., 0]))
-    poses, xyz = answer.cam_from_world.copy(), answer.xyz.copy()
-    poses[of.views[is_loose]] = found.pose[is_loose]
-    poses[of.views[is_loose], :3, 3] *= of.unit
-    moved = np.unique(answer.point[mine])
-    xyz[moved] = found.xyz[moved] * of.unit
-    return replace(answer, cam_from_world=poses, xyz=xyz)
+    poses = of.pose.copy()
+    for view in np.flatnonzero(is_loose):
+        poses[view, :3, :3] = _rotation(move[view, :3]) @ poses[view, :3, :3]
+        poses[view, :3, 3] += move[view, 3:]
+    poses[:, :3, 3] *= of.unit
+    placed = answer.cam_from_world.copy()
+    placed[of.views[is_loose]] = poses[is_loose]
+    return replace(answer, cam_from_world=placed)
 
 
 def _move(of: Equations, bends: np.ndarray, loose: np.ndarray) -> np.ndarray:
@@ -62,7 +64,7 @@ def _move(of: Equations, bends: np.ndarray, loose: np.ndarray) -> np.ndarray:
     before, found = (bends @ centres_of(of.pose)).ravel(), np.zeros(unknowns)
     for _ in range(ROUNDS):
         size = np.linalg.norm((before + by_move @ found).reshape(-1, 3), axis=1)
-        weighted = by_move.T / np.repeat(1 + (size / JERK) ** 2, 3)
+        weighted = by_move.T / np.repeat((1 + (size / JERK) ** 2) ** 2, 3)
         matrix = by_measurements / OPTIMISTIC**2 + weighted @ by_move
         previous, found = found, -np.linalg.solve(matrix, weighted @ before)
         if np.abs(found - previous).max() < CONVERGED:
@@ -85,3 +87,10 @@ def _bends(views: np.ndarray, runs: Sequence[Sequence[int]], times_s: Sequence[f
                 row[list(three)] = 1 / first, -(1 / first + 1 / second), 1 / second
                 rows.append(2 * row / (first + second))
     return np.array(rows).reshape(-1, len(views))
+
+
+def _rotation(vector: np.ndarray) -> np.ndarray:
+    """The matrix [3, 3] of a rotation vector; the refining process has no torch, which geometry/rotation.py needs."""
+    angle = max(float(np.linalg.norm(vector)), 1e-12)
+    turned = cross(vector[None])[0]
+    return np.eye(3) + np.sin(angle) / angle * turned + (1 - np.cos(angle)) / angle**2 * turned @ turned
