@@ -13,7 +13,6 @@ from lean3r.refine import accept, adjust, features, judge, matching
 from lean3r.refine.job import Answer, Job
 from lean3r.refine.kinks import KINKED, behind_kinks
 from lean3r.refine.rivals import ELSEWHERE, contested
-from lean3r.refine.steady import steadied
 from lean3r.refine.ties import LOOSE, loosely_tied
 
 NO_LENS = "no lens distorts like the camera found for it"
@@ -41,15 +40,12 @@ class Built(NamedTuple):
 
 def doubted(job: Job, built: Built, found: Sequence[Built]) -> Answer:
     """The answer of a model; of a video's frames, those are not trusted that another model of the same matches has
-    elsewhere, those behind a kink, and those that few points tie to the others, which are placed anew."""
+    elsewhere, those behind a kink, and those that few points tie to the others."""
     answer = built.answer
     rivals = [rival for rival in found if rival.answer is not answer] if job.sequences else []
     elsewhere = {v for r in rivals for v in contested(answer, r.answer, built.shares, r.shares)}
     answer = answer.with_doubts(elsewhere, ELSEWHERE).with_doubts(behind_kinks(answer, job.sequences), KINKED)
-    loose = [] if job.held.any() else loosely_tied(answer, job.sequences, job.joined)
-    if loose:
-        answer = steadied(answer, loose, job.sequences, [view.timestamp_s for view in job.views])
-    return answer.with_doubts(loose, LOOSE)
+    return answer if job.held.any() else answer.with_doubts(loosely_tied(answer, job.sequences, job.joined), LOOSE)
 
 
 def answer_of(

@@ -27,6 +27,7 @@ from lean3r.refine.pairs import likely_pairs
 from lean3r.refine.pictures import scale_of, size_of, write_masks, write_pictures
 from lean3r.refine.sequence import sequences
 from lean3r.refine.slip import SLIPPED, slipped
+from lean3r.refine.steady import steadied
 from lean3r.refine.world import are_apart, depth_ratios, depth_scale, into_known, into_predicted, origin_view
 from lean3r.scratch import temporary_folder
 from lean3r.types import Lens, Reconstruction, Registration, Source, SparsePoints, with_warning
@@ -102,6 +103,7 @@ def run(
         doubts = Counter(doubt for doubt in answer.report["doubts"] if doubt is not None)
         return keep_predicted(reconstruction, report, f"its views are doubted: {doubts.most_common(1)[0][0]}", start)
     report["notes"] = answer.report["notes"] + ([f"{ended}; what was done by then is used"] if ended else [])
+    answer = steadied(answer, job.sequences, [view.timestamp_s for view in job.views])
     answer, moved = rescale_hanging(answer, reconstruction, scales, job.held)
     answer = answer.with_doubts(
         moved, "too few shared points constrain its scale; it was taken from the network's depth"

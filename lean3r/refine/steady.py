@@ -7,14 +7,17 @@ What many points tie does not move.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
-from lean3r.refine.equations import Equations, cross
+from lean3r.geometry.rotation import so3_exp
+from lean3r.refine.equations import Equations
 from lean3r.refine.job import Answer
 from lean3r.refine.judge import centres_of
+from lean3r.refine.ties import DAMPING, LOOSE
 
 OPTIMISTIC = 7.0  # true errors of real walks in predicted ones, whose measurements count as independent (ties.py)
 # The three quarters of accelerations that are smallest lie below this many deviations along an axis if all are normal;
@@ -26,30 +29,32 @@ ROUNDS, CONVERGED = 20, 1e-6  # of the depth
 MOST_RAD = 0.2  # turn of a frame up to which measurements depend on it as they did at first
 
 
-def steadied(
-    answer: Answer, loose: Collection[int], runs: Sequence[Sequence[int]], times_s: Sequence[float | None]
-) -> Answer:
-    """The answer with its `loose` frames placed by measurements and steadiness; its points stay, since those of doubted
-    frames are left out later. `runs` are those of consecutive views of a video, at times_s [S]. The same answer where
-    nothing tells what is steady."""
-    mine = np.isin(answer.point, answer.point[np.isin(answer.view, list(loose))])
+def steadied(answer: Answer, runs: Sequence[Sequence[int]], times_s: Sequence[float | None]) -> Answer:
+    """The answer with the frames that are doubted as LOOSE placed by measurements and steadiness; its points stay,
+    since those of doubted frames are left out later. `runs` are those of consecutive views of a video, at times_s [S].
+    The same answer where nothing tells what is steady."""
+    loose = [view for view, doubt in enumerate(answer.report["doubts"]) if doubt == LOOSE]
+    mine = np.isin(answer.point, answer.point[np.isin(answer.view, loose)])
     if not mine.any():
         return answer
     of = Equations(replace(answer, point=answer.point[mine], view=answer.view[mine], xy=answer.xy[mine]))
-    is_loose = np.isin(of.views, list(loose))
+    is_loose = np.isin(of.views, loose)
     bends = _bends(of.views, runs, times_s)
     size, touched = np.linalg.norm(bends @ centres_of(of.pose), axis=1), (bends[:, is_loose] != 0).any(axis=1)
-    if not touched.any() or (~touched).sum() < LEAST:
+    if not is_loose.any() or (~touched).sum() < LEAST:
         return answer
     usual = float(np.quantile(size[~touched], USUAL)) / OF_NORMAL
     if usual <= 0:
         return answer
-    move = _move(of, bends[touched] / usual, np.flatnonzero(is_loose))
+    # Within the loose part all bends are larger where it is larger: they would only shrink it.
+    across = touched & (bends[:, ~is_loose] != 0).any(axis=1)
+    try:
+        move = _move(of, bends[across] / usual, np.flatnonzero(is_loose))
+    except np.linalg.LinAlgError:  # nothing can be said, and that must not cost the model
+        return answer
     poses = of.pose.copy()
-    for view in np.flatnonzero(is_loose):
-        poses[view, :3, :3] = _rotation(move[view, :3]) @ poses[view, :3, :3]
-        poses[view, :3, 3] += move[view, 3:]
-    poses[:, :3, 3] *= of.unit
+    poses[:, :3, :3] = so3_exp(torch.from_numpy(move[:, :3])).numpy() @ poses[:, :3, :3]
+    poses[:, :3, 3] = (poses[:, :3, 3] + move[:, 3:]) * of.unit
     placed = answer.cam_from_world.copy()
     placed[of.views[is_loose]] = poses[is_loose]
     return replace(answer, cam_from_world=placed)
@@ -60,6 +65,7 @@ def _move(of: Equations, bends: np.ndarray, loose: np.ndarray) -> np.ndarray:
     accelerations of the centres, `bends` [B, V] in usual ones, are most likely together."""
     views, unknowns = len(of.views), 6 * len(loose)
     by_measurements = of.information().reshape(views, 6, views, 6)[loose][:, :, loose].reshape(unknowns, unknowns)
+    by_measurements += DAMPING * np.trace(by_measurements) * np.eye(unknowns)
     by_move = np.einsum("bl,lij->bilj", bends[:, loose], of.centres()[loose]).reshape(-1, unknowns)
     before, found = (bends @ centres_of(of.pose)).ravel(), np.zeros(unknowns)
     for _ in range(ROUNDS):
@@ -87,10 +93,3 @@ def _bends(views: np.ndarray, runs: Sequence[Sequence[int]], times_s: Sequence[f
                 row[list(three)] = 1 / first, -(1 / first + 1 / second), 1 / second
                 rows.append(2 * row / (first + second))
     return np.array(rows).reshape(-1, len(views))
-
-
-def _rotation(vector: np.ndarray) -> np.ndarray:
-    """The matrix [3, 3] of a rotation vector; the refining process has no torch, which geometry/rotation.py needs."""
-    angle = max(float(np.linalg.norm(vector)), 1e-12)
-    turned = cross(vector[None])[0]
-    return np.eye(3) + np.sin(angle) / angle * turned + (1 - np.cos(angle)) / angle**2 * turned @ turned

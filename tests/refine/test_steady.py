@@ -11,30 +11,35 @@ from lean3r.refine.equations import Equations
 from lean3r.refine.job import Answer
 from lean3r.refine.judge import centres_of
 from lean3r.refine.steady import OPTIMISTIC, steadied
+from lean3r.refine.ties import LOOSE
 
-FRAMES, LOOSE, STEP = 24, range(16, 24), 0.4
+FRAMES, LAST, STEP = 24, range(16, 24), 0.4
 TIMES = [0.1 * view for view in range(FRAMES)]
 
 
 def astray(answer: Answer, rng: np.random.Generator) -> Answer:
     """The answer with its last frames where measurements may have put them."""
-    of, last = Equations(answer), np.array(LOOSE)
+    of, last = Equations(answer), np.array(LAST)
     information = of.information().reshape(FRAMES, 6, FRAMES, 6)[last][:, :, last].reshape(6 * len(last), -1)
     move = OPTIMISTIC * np.linalg.solve(np.linalg.cholesky(information).T, rng.normal(size=len(information)))
     poses = answer.cam_from_world.copy()
-    for view, (turned, shift) in zip(LOOSE, move.reshape(-1, 2, 3), strict=True):
+    for view, (turned, shift) in zip(LAST, move.reshape(-1, 2, 3), strict=True):
         poses[view, :3, :3] = turn(turned) @ poses[view, :3, :3]
         poses[view, :3, 3] += shift * of.unit
     return replace(answer, cam_from_world=poses)
 
 
 def steady(answer: Answer) -> Answer:
-    return steadied(answer, LOOSE, [range(FRAMES)], TIMES)
+    return steadied(doubting(answer), [range(FRAMES)], TIMES)
+
+
+def doubting(answer: Answer) -> Answer:
+    return answer.with_doubts(LAST, LOOSE)
 
 
 def off(answer: Answer, truth: Answer) -> float:
     """The root mean square error of the last frames' places."""
-    apart = centres_of(answer.cam_from_world)[LOOSE] - centres_of(truth.cam_from_world)[LOOSE]
+    apart = centres_of(answer.cam_from_world)[LAST] - centres_of(truth.cam_from_world)[LAST]
     return float(np.sqrt((apart**2).sum(1).mean()))
 
 
@@ -67,6 +72,8 @@ def test_the_unit_of_the_world_does_not_matter() -> None:
 def test_without_a_motion_to_go_by_nothing_moves() -> None:
     answer = astray(walk(FRAMES, 1500, STEP, shared=3), np.random.default_rng(1))
     for runs, times in (([], TIMES), ([range(FRAMES)], [None] * FRAMES), ([range(14, FRAMES)], TIMES)):
-        assert steadied(answer, LOOSE, runs, times) is answer
+        assert steadied(answer, runs, times) is answer
     same = [0.0] * FRAMES
-    assert steadied(answer, LOOSE, [range(FRAMES)], same) is answer, "frames of one time"
+    assert steadied(answer, [range(FRAMES)], same) is answer, "frames of one time"
+    firm = walk(FRAMES, 1500, STEP)
+    assert steadied(firm, [range(FRAMES)], TIMES) is firm, "no frame is loose"
