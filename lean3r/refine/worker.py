@@ -86,9 +86,10 @@ def solve(job: Job, folder: Path) -> None:
         return
     can_tell = best.answer.has.sum() >= CALIBRATING
     if job.sequences:
-        if (can_tell and zoomed(job, folder, octave, best.answer)) or job.knows_focals:
-            return  # where focal lengths are known, it would take a sixth of the time to gain a tenth
-    elif can_tell and (alone := job.each_alone()) is not None:
+        if can_tell:
+            zoomed(job, folder, octave, best.answer)
+        return
+    if can_tell and (alone := job.each_alone()) is not None:
         best = apart(alone, folder, octave, best, own_focals(job, best.answer) is not None)
     best.sharpened().write(folder)
 
@@ -108,10 +109,9 @@ def apart(alone: Job, folder: Path, octave: int, shared: Attempt, are_apart: boo
     return best
 
 
-def zoomed(job: Job, folder: Path, octave: int, shared: Answer) -> bool:
-    """Whether frames of a video seem to have different focal lengths. If so, keep a model from the matches alone in
-    which they do not, if the network's poses misled this one; or else one in which each frame has its own: the lens
-    zooms.
+def zoomed(job: Job, folder: Path, octave: int, shared: Answer) -> None:
+    """Where frames of a video seem to have different focal lengths, keep a model from the matches alone in which they
+    do not, if the network's poses misled this one; or else one in which each frame has its own: the lens zooms.
 
     One camera explains the matches nearly as well, with a wrong path (8.8 cm off, or 2.0 with focal lengths of their
     own, where a walk of 60 frames zooms by half; 43 cm off, or 1.5 without the network's poses, in a rendered hall).
@@ -119,7 +119,7 @@ def zoomed(job: Job, folder: Path, octave: int, shared: Answer) -> bool:
     """
     focals_px = None if job.held.any() else varying_focals(job, shared)
     if focals_px is None:
-        return False
+        return
     shared.with_zoom().with_doubts(range(len(job.views)), ZOOMS).write(folder)
     if shared.report["start"]:
         free = replace(job, start=np.full_like(job.start, np.nan))
@@ -127,13 +127,12 @@ def zoomed(job: Job, folder: Path, octave: int, shared: Answer) -> bool:
         models = [each for each in models if varying_focals(job, each) is None]
         if models:
             max(models, key=value).write(folder)
-            return True
+            return
     if (alone := job.each_alone(focals_px)) is not None:
         models = [each.answer for each in attempts(alone, folder, octave, "alone")]
         models = [each for each in models if is_as_good(each, shared, MOST)]
         if models:
             max(models, key=value).with_zoom().write(folder)
-    return True
 
 
 def varying_focals(job: Job, answer: Answer) -> np.ndarray | None:
