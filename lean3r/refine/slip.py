@@ -25,13 +25,18 @@ def slipped(ratios: np.ndarray, view: np.ndarray, sequences: Sequence[Sequence[i
         frames = [frame for frame, log in usual.items() if np.isfinite(log)]
         logs = np.array([usual[frame] for frame in frames])
         cuts = range(LEAST_FRAMES, len(frames) - LEAST_FRAMES + 1)
-        steps = [abs(np.median(logs[:cut]) - np.median(logs[cut:])) for cut in cuts]
-        if not steps or max(steps) < SLIP:
+        # Where the sides differ most may be far behind the slip, if the scale drifts there: the cut fits both best.
+        best = min(cuts, key=lambda cut: _spread(logs[:cut]) + _spread(logs[cut:]), default=None)
+        if best is None or abs(np.median(logs[:best]) - np.median(logs[best:])) < SLIP:
             continue
-        cut = frames[cuts[int(np.argmax(steps))]]
+        cut = frames[best]
         before, after = ([frame for frame in usual if (frame < cut) == is_first] for is_first in (True, False))
         found += min(before, after, key=len)
     return found
+
+
+def _spread(logs: np.ndarray) -> float:
+    return float(np.abs(logs - np.median(logs)).sum())
 
 
 def _usual(ratios: np.ndarray) -> float:

@@ -17,11 +17,12 @@ from lean3r.refine.job import Answer
 from lean3r.refine.judge import centres_of
 
 LOOSE = "few points tie it to the other frames: its place may be far off"
-# Predicted deviation, in shares of the depth that a frame sees. Windows of an office walk and of rendered ones have at
-# most 0.0145 where they are right; 0.015 to 0.06 where frames are wrong by a tenth of the depth and more.
+# Predicted deviation, in shares of the depth that frames usually see. Windows of an office walk and of rendered ones
+# have at most 0.0145 where they are right; 0.015 to 0.06 where frames are wrong by a tenth of the depth and more.
 LIMIT = 0.015
 BESIDE = LIMIT / 2  # of frames beside such ones: on the way to them
 FIRM = LIMIT / 3  # a part before a weak place and behind it sees both sides deviate by less than from either
+COLLAPSED = 5.0  # times nearer than usual, that a frame sees all: then what it sees counts, all else moves by far more
 LEAST = 12  # frames of a video for which it is asked
 PART, LEAST_PART = 1 / 4, 6  # of the frames: the parts from which deviations are predicted, and their least number
 SEEN = 40  # points of a part: those that most of its frames see
@@ -49,8 +50,9 @@ def _loose_of(run: np.ndarray, answer: Answer, deviations: Deviations, joined: C
     if len(parts[0]) < LEAST_PART:
         size = max(LEAST_PART, round(PART * len(run)))
         parts = [run[start : start + size] for start in range(0, len(run) - size + 1, size // 2)]
-    depth = np.median(depth_of(answer)[run])
-    found = [deviations.seen_from(part)[run] / depth for part in parts]
+    depth = depth_of(answer)[run]
+    unit = np.minimum(np.median(depth), COLLAPSED * depth)
+    found = [deviations.seen_from(part)[run] / unit for part in parts]
     best = max(found, key=lambda deviation: float((trusted / (1 + (deviation / FIRM) ** 2)).sum()))
     loose = best > LIMIT
     groups = np.cumsum(np.diff(best > BESIDE, prepend=False))

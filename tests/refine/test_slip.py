@@ -25,6 +25,11 @@ def test_the_shorter_side_of_a_slip_is_doubted(cut: int, factor: float) -> None:
     assert len(expected ^ set(found)) <= 1
 
 
+def test_all_of_a_part_is_doubted_whose_scale_drifts_behind_the_slip() -> None:
+    collapsed = np.concatenate([np.ones(20), 2000 * np.geomspace(1, 2, FRAMES - 20)])
+    assert slipped(*ratios(collapsed), [range(FRAMES)], np.ones(FRAMES, bool)) == list(range(20, FRAMES))
+
+
 def test_a_depth_that_is_off_by_less_doubts_nothing() -> None:
     every = np.ones(FRAMES, bool)
     for scales in (np.ones(FRAMES), np.where(np.arange(FRAMES) < 12, 1.8, 1.0), np.geomspace(0.6, 1.6, FRAMES)):

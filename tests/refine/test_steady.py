@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from test_ties import moved, turn, walk
 
 from lean3r.refine.equations import Equations
 from lean3r.refine.job import Answer
 from lean3r.refine.judge import centres_of
-from lean3r.refine.steady import OPTIMISTIC, steadied
+from lean3r.refine.steady import OPTIMISTIC, _larger, steadied
 from lean3r.refine.ties import LOOSE
 
 FRAMES, LAST, STEP = 24, range(16, 24), 0.4
@@ -52,6 +53,23 @@ def test_places_that_measurements_leave_open_follow_the_motion() -> None:
     assert np.median(left) < 0.5 * np.median(error)
     for old, new in zip(before, after, strict=True):
         assert np.array_equal(old.cam_from_world[:16], new.cam_from_world[:16]), "the others stay"
+
+
+@pytest.mark.parametrize("last", [range(16, 24), range(8)])
+@pytest.mark.parametrize("size", [0.001, 4.0])
+def test_a_part_that_came_out_far_too_small_or_large_gets_the_size_of_usual_speeds(last: range, size: float) -> None:
+    truth = walk(FRAMES, 1500, STEP, shared=2, shake=0.01)
+    if last[0] == 0:  # the same walk backwards
+        truth = replace(truth, cam_from_world=truth.cam_from_world[::-1].copy(), view=(FRAMES - 1 - truth.view))
+    joint = centres_of(truth.cam_from_world)[15 if last[0] else 8]
+    answer = _larger(truth, np.array(last), joint, size).with_doubts(last, LOOSE)
+    found = centres_of(steadied(answer, [range(FRAMES)], TIMES).cam_from_world)
+    before, left = (
+        np.linalg.norm(each - centres_of(truth.cam_from_world), axis=1)
+        for each in (centres_of(answer.cam_from_world), found)
+    )
+    assert left[last].max() < 0.2 * before[last].max()
+    np.testing.assert_array_equal(np.delete(left, last), 0, "the others stay")
 
 
 def test_what_many_points_tie_stays_even_where_the_camera_jerks() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from lean3r.refine import ties
 from lean3r.refine.job import Answer
+from lean3r.refine.judge import centres_of
 
 FOCAL, WIDTH, REACH, DEPTH = 400.0, 540, 2.0, 4.0
 
@@ -144,6 +145,20 @@ def test_frames_behind_a_place_that_few_points_bridge_are_doubted(scale: float) 
     answer = walk(24, 1500, shared=3)
     firm = {"doubts": [None if view >= 12 else "for another reason" for view in frames]}
     assert ties.loosely_tied(replace(answer, report=firm), [frames])[:2] == [0, 1], "where fewer frames are trusted"
+
+
+@pytest.mark.parametrize("size", [0.05, 0.0005])
+def test_frames_that_collapsed_to_a_small_part_of_their_size_are_doubted(size: float) -> None:
+    answer, last = walk(24, 1500, shared=3), range(16, 24)
+    poses, xyz = answer.cam_from_world.copy(), answer.xyz.copy()
+    joint = centres_of(poses)[15]
+    mine = np.isin(np.arange(len(xyz)), answer.point[answer.view >= 16])
+    mine &= ~np.isin(np.arange(len(xyz)), answer.point[answer.view < 16])
+    xyz[mine] = joint + size * (xyz[mine] - joint)
+    centres = joint + size * (centres_of(poses) - joint)
+    poses[16:, :3, 3] = -(poses[16:, :3, :3] @ centres[16:, :, None])[..., 0]
+    found = ties.loosely_tied(replace(answer, cam_from_world=poses, xyz=xyz), [range(24)])
+    assert found == list(last), "although they move by nothing, in the unit of the others"
 
 
 def test_frames_that_hang_loosely_on_those_that_join_them_to_what_was_found_before_are_doubted() -> None:
