@@ -21,6 +21,7 @@ from lean3r.stream import sim3
 from lean3r.stream.between import beyond, bridge, interpolated, lens_between, skips
 from lean3r.stream.budget import fit_stream
 from lean3r.stream.engine import Estimate, Frame, Settings, place
+from lean3r.stream.join import Join
 from lean3r.stream.looks import Look, Looks, Seen
 from lean3r.stream.loops import PREDICTED, Loops
 from lean3r.stream.pictures import Keyframe, has_content
@@ -138,7 +139,9 @@ class WindowEngine:
         if results is None:
             return self._rest(np.inf if is_last else self._settled)
         self._loops.spread = 1.0 if self._how else PREDICTED
-        standing = self._place(results)
+        found = join_results(self._pairs(results)) if self._carried else None
+        known = [] if found is None or found.is_good else self._left_behind()
+        standing = self._place(results, found)
         if self._first is None and any(result.is_certain for result in results):
             self._first = len(self._placements) - 1
         self._standing = self._close(results, standing) | self._how
@@ -148,7 +151,7 @@ class WindowEngine:
             result.travelled, result.moving_s = self._way[result.keyframe.index]
         start = self._start(results)
         last = np.inf if is_last else results[self._cut(results, start)].keyframe.index
-        known = self._estimates(results, last)
+        known += self._estimates(results, last)
         self._spare = results[max(0, len(results) - round(LAST * self.settings.window)) : start]
         self._carried = results[start:]
         self._note_ways()
@@ -206,18 +209,26 @@ class WindowEngine:
         doubts = {"lost"} if len(before) - 1 in self._apart else {"apart", "lost"}
         return standing - doubts | {"joined", "loop"}
 
-    def _place(self, results: Sequence[Result]) -> frozenset[str]:
-        """Put a window into the world, beside the one before, by the frames that they share; flags of its frames."""
-        if not self._carried:
+    def _pairs(self, results: Sequence[Result]) -> list[tuple[Result, Result]]:
+        """What the window before and this one say of the frames that they share."""
+        new = {result.keyframe.index: result for result in results}
+        return [(old, new[old.keyframe.index]) for old in self._carried]
+
+    def _left_behind(self) -> list[Estimate]:
+        """Of the pending frames of a window that the next one contradicts: it knows them as at the end of a film."""
+        certain = [result.keyframe.index for result in self._carried if result.is_certain]
+        return self._estimates([*self._spare[-1:], *self._carried], max(certain, default=-1))
+
+    def _place(self, results: Sequence[Result], found: Join | None) -> frozenset[str]:
+        """Put a window into the world, beside the one before if these are joined; flags of its frames."""
+        if found is None:
             # The first keyframe is the world's origin, and what is up there is up here (see pipeline.reconstruct).
             origin = np.eye(4)
             origin[:3, 3] = results[0].pose[:3, :3].T @ results[0].pose[:3, 3]
             self._placements.append(origin)
             self._loops.start(self._placements, results)
             return self._alone()
-        new = {result.keyframe.index: result for result in results}
-        pairs = [(old, new[old.keyframe.index]) for old in self._carried]
-        found = join_results(pairs)
+        pairs = self._pairs(results)
         self._reports[-1]["join"] = found.as_dict()
         if not found.is_good:
             logger.warning("window %d is not joined well: %s", len(self._placements), found.why_bad)

@@ -110,6 +110,27 @@ def test_a_window_goes_back_to_certain_cameras_but_goes_on(monkeypatch: pytest.M
     assert "uncertain" in found[50].flags and {"apart", "uncertain"} <= found[150].flags
 
 
+def test_frames_of_a_window_that_the_next_one_contradicts_keep_what_it_knew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at a cut within a film: the next window sees two places, and puts what it shares anywhere."""
+    solve, calls = Solver.window, []
+
+    def contradicting(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int]) -> Any:
+        found = solve(self, keyframes, joined)
+        calls.append([each.index for each in keyframes])
+        if len(calls) == 2 and found is not None:
+            for result, side in zip(found[0], np.random.default_rng(0).normal(size=(16, 3)), strict=False):
+                result.pose[:3, 3] += 5 * side
+        return found
+
+    monkeypatch.setattr(Solver, "window", contradicting)
+    found = run(walk(120), options=lean3r.StreamOptions(window=16, overlap=4))
+    last = calls[0][-1]
+    assert last > calls[1][0] and found[last].window == 0 and found[last + 1].window == 1
+    assert not any("uncertain" in each.flags for each in found[: last + 1]) and "apart" in found[last + 1].flags
+    way = centres(found[: last + 1])
+    assert np.allclose(way[:, 0] / way[10, 0], np.arange(last + 1) / 10, atol=0.1)
+
+
 def test_what_comes_before_the_first_known_camera_is_uncertain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It would get that one's camera, though it was elsewhere; and the manifest says how many there are."""
     solve = Solver.window
