@@ -25,6 +25,7 @@ MOST_ERROR_PX = 10.0  # of a point (in the midst of an adjustment one had 1e150)
 MOST_PINCUSHION = 0.15  # share by which a real lens may move a corner outwards; inwards, fisheyes do much more
 VIDEO_BEGIN_DEG, VIDEO_ANGLE_DEG = 6.0, 0.5  # parallax of the first pair of a video, and of points
 VIDEO_GROWTH = 1.3  # of a video's model between two adjustments of all of it; 1.1 takes twice as long, and is no better
+MOST_UNLIKE = 4.0  # times the network's focal length: right ones were 0.8 to 1.7, of degenerate models 4 to 22
 LEAST_ANGLE_DEG = 1.0  # median parallax of the points below which cameras and points are not determined
 
 
@@ -251,6 +252,12 @@ def pincushion(camera: pycolmap.Camera) -> float:
     corner = np.array([camera.width, camera.height]) / 2 / focal
     moved = np.linalg.norm(camera.img_from_cam(np.append(corner, 1.0)) - centre) / focal
     return float(moved / np.linalg.norm(corner) - 1)
+
+
+def is_unlike(camera: pycolmap.Camera, focal_px: float) -> bool:
+    """Whether a focal length cannot be that of a lens for which the network sees `focal_px`. Straight flights over flat
+    ground, and few matches, fit any focal length."""
+    return abs(np.log(camera.mean_focal_length() / focal_px)) > np.log(MOST_UNLIKE)
 
 
 def doubt(job: Job, model: pycolmap.Reconstruction) -> str | None:

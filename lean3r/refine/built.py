@@ -10,12 +10,13 @@ import numpy as np
 
 from lean3r.colmap_library import pycolmap
 from lean3r.refine import accept, adjust, features, judge, matching
-from lean3r.refine.job import Answer, Job
+from lean3r.refine.job import Answer, Group, Job
 from lean3r.refine.kinks import KINKED, behind_kinks
 from lean3r.refine.rivals import ELSEWHERE, contested
 from lean3r.refine.ties import LOOSE, loosely_tied
 
 NO_LENS = "no lens distorts like the camera found for it"
+NO_FOCAL = "its focal length would be many times, or a small part of, the one that the network sees"
 
 
 class Built(NamedTuple):
@@ -92,11 +93,11 @@ def answer_of(
     runs = [(run, times_s[list(run)]) for run in job.sequences]
     verdict = judge.judge(poses, has, seen, shares, runs, job.held)
     made_up = [
-        not group.fixed and adjust.pincushion(camera) > adjust.MOST_PINCUSHION
-        for group, camera in zip(job.groups, cameras, strict=True)
+        why_made_up(group, camera, float(np.median(job.pinholes[[v.group == number for v in job.views], :2])))
+        for number, (group, camera) in enumerate(zip(job.groups, cameras, strict=True))
     ]
     doubts = [
-        NO_LENS if made_up[view.group] and not held and doubt is None else doubt
+        doubt if held else doubt or made_up[view.group]
         for view, held, doubt in zip(job.views, job.held, verdict.doubt, strict=True)
     ]
     answer = Answer(
@@ -122,6 +123,15 @@ def answer_of(
         },
     )
     return answer, shares
+
+
+def why_made_up(group: Group, camera: pycolmap.Camera, focal_px: float) -> str | None:
+    """Why the camera found for a group, for which the network sees `focal_px`, cannot be a real one; None if it can."""
+    if group.fixed:
+        return None
+    if adjust.pincushion(camera) > adjust.MOST_PINCUSHION:
+        return NO_LENS
+    return None if group.trusted or not adjust.is_unlike(camera, focal_px) else NO_FOCAL
 
 
 def _before(job: Job) -> list[pycolmap.Camera]:

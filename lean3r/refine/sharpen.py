@@ -1,5 +1,5 @@
-"""The last adjustment of photos: robust to measurements that are worse than most, and without distortion that they do
-not show.
+"""The last adjustment of photos: robust to measurements that are worse than most, without distortion that they do not
+show, and solid where the model was hollow.
 
 Until then an error of a pixel has nearly full weight, since models are still rough. At the end most measurements fit
 within a tenth or two; the others (mismatches, edges of things at different depths) pull at the cameras. And where every
@@ -14,6 +14,7 @@ from lean3r.colmap_library import pycolmap
 from lean3r.refine.adjust import Mapper
 from lean3r.refine.built import Built
 from lean3r.refine.matching import Matches
+from lean3r.refine.reversal import turned_inside_out
 
 # Cauchy's scale in median errors: 2.385 standard deviations, which is 95 % as good as least squares where errors are
 # Gaussian; their lengths in the plane have a median of 1.177.
@@ -24,16 +25,40 @@ TIMES = 2  # adjustments, each with the scale of the errors that the one before 
 # 29 on where it moves them by one or two, 9,000 where by a twentieth of the picture.
 DISTORTS = 20.0
 LEAST_PX = 1e-3  # of a median, that may be 0
+WIDELY_PX = 10.0, 3.0, 0.5  # usual errors that adjustments expect which may move far
+REVERSIBLE = 0.05  # of the longer side: usual error, just turned inside out, above which a model cannot be so
+CLEARLY = 10.0  # the logarithm of a ratio of likelihoods that tells solid from hollow; where it did, 300 and 600
+HOLLOW = "the pictures fit better inside out, with too little parallax to tell where they were taken"
 STRAIGHT = pycolmap.CameraModelId.SIMPLE_PINHOLE
 
 
 def sharpened(matches: Matches, mapper: Mapper, built: Built) -> Built:
-    """The model adjusted once more, or as it was if poses are held or fewer views would be trusted."""
+    """The model adjusted once more, or as it was if poses are held or fewer views would be trusted; none is, if the
+    measurements contradict what it shows."""
     if mapper.job.held.any():
         return built
-    again = Built.of(mapper.job, matches, adjusted(mapper, built.model), built.answer.report["start"])
-    is_as_good = again is not None and again.answer.trusted.sum() >= built.answer.trusted.sum()
-    return again if again is not None and is_as_good else built
+    model = adjusted(mapper, built.model)
+    solid = solid_of_hollow(mapper, model)
+    model = model if solid is None else adjusted(mapper, solid)
+    again = Built.of(mapper.job, matches, model, built.answer.report["start"])
+    if again is not None and again.answer.trusted.sum() >= built.answer.trusted.sum():
+        return again
+    doubted = () if solid is None else range(len(mapper.job.views))
+    return built._replace(answer=built.answer.with_doubts(doubted, HOLLOW))
+
+
+def solid_of_hollow(mapper: Mapper, model: pycolmap.Reconstruction) -> pycolmap.Reconstruction | None:
+    """The model inside out, if the measurements fit that clearly better."""
+    solid = turned_inside_out(model)
+    side = max(max(camera.width, camera.height) for camera in model.cameras.values())
+    if np.median(errors_px(solid)) > REVERSIBLE * side:
+        return None
+    median_px, doubts = float(np.median(errors_px(model))), []
+    for each in (pycolmap.Reconstruction(model), solid):
+        for error_px in (*WIDELY_PX, *[median_px] * TIMES):
+            _adjust(mapper, each, error_px)
+        doubts.append(_doubt(each, median_px))
+    return solid if doubts[1] < doubts[0] - CLEARLY else None
 
 
 def adjusted(mapper: Mapper, model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lean3r.refine.adjust import pincushion
+from lean3r.refine.built import NO_FOCAL, NO_LENS, why_made_up
 from lean3r.refine.features import camera_of
 from lean3r.refine.job import Group, Job, View
 
@@ -56,3 +57,19 @@ def test_cameras_that_the_user_stated_are_not_separated() -> None:
 )
 def test_how_far_a_lens_moves_the_corners_outwards(model: str, params: tuple[float, ...], expected: float) -> None:
     assert pincushion(camera_of(Group(64, 48, model, params))) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("group", "params", "why"),
+    [
+        (Group(64, 48, "SIMPLE_RADIAL", ()), (60.0, 32.0, 24.0, 0.0), None),
+        (Group(64, 48, "SIMPLE_RADIAL", ()), (150.0, 32.0, 24.0, 0.0), None),  # a long lens, that the network misjudges
+        (Group(64, 48, "SIMPLE_RADIAL", ()), (450.0, 32.0, 24.0, 2.0), NO_FOCAL),
+        (Group(64, 48, "SIMPLE_RADIAL", ()), (11.0, 32.0, 24.0, 0.0), NO_FOCAL),
+        (Group(64, 48, "SIMPLE_RADIAL", ()), (50.0, 32.0, 24.0, 0.5), NO_LENS),
+        (Group(64, 48, "SIMPLE_RADIAL", (), trusted=True), (450.0, 32.0, 24.0, 0.0), None),
+        (Group(64, 48, "SIMPLE_RADIAL", (), fixed=True), (450.0, 32.0, 24.0, 90.0), None),
+    ],
+)
+def test_cameras_that_cannot_be_real_are_doubted(group: Group, params: tuple[float, ...], why: str | None) -> None:
+    assert why_made_up(group, camera_of(replace(group, params=params)), 60.0) == why
