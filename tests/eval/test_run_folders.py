@@ -185,7 +185,7 @@ def test_a_program_that_does_not_start_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_run_keeps_its_configuration(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    config: dict[str, Any] = {"format": 1, "model": "a", "plan": None, "weights": "x", "settings": {}}
+    config: dict[str, Any] = {"format": 1, "lean3r": "1", "model": "a", "plan": None, "weights": "x", "settings": {}}
 
     def items(**views: list[str]) -> dict[str, Any]:
         return {"benchmarks": {"synthetic": {"items": [{"id": name, "views": each} for name, each in views.items()]}}}
@@ -193,7 +193,7 @@ def test_a_run_keeps_its_configuration(tmp_path: Path) -> None:
     config |= items(a=["1", "2"], b=[])
     run.mkdir()
     folder.begin(run, config, overwrite=False)
-    for change in ({"model": "b"}, {"weights": "y"}, {"settings": {"refine": "on"}}):
+    for change in ({"model": "b"}, {"weights": "y"}, {"settings": {"refine": "on"}}, {"lean3r": "2"}):
         with pytest.raises(UsageError, match="another configuration"):
             folder.begin(run, config | change, overwrite=False)
     for change in (items(b=[]), items(a=["1", "3"]), items(a=["1", "2"], c=[]), items(a=["1", "2"], c=[], b=[])):

@@ -25,7 +25,8 @@ from lean3r.scratch import DISK_FULL, LOCK, atomic_file, hold, release
 
 FORMAT = 1
 RUN, ITEM, SCORES, PREDICTIONS = "run.json", "item.json", "scores.json", "predictions.npz"
-SAME = ("model", "plan", "plan_steps", "weights", "dtype", "settings")  # what may not change when a run is resumed
+SAME = ("model", "plan", "plan_steps", "weights", "dtype", "settings", "lean3r")
+"""What may not change when a run is resumed; `lean3r` is the version."""
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
