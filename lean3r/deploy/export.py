@@ -114,7 +114,7 @@ def _export(model: Backbone, path: Path, kind: str, limits: Limits) -> Exported:
     try:
         with tempfile.TemporaryDirectory(prefix=".lean3r-", dir=path.parent) as folder:
             new = Path(folder) / path.name
-            details, run = _write(kind, program, new, facts)
+            details, run = _write(kind, program, new, facts, limits)
             differences = None if run is None else compare(model, run, limits)
             _check(path, differences)
             files = sorted(Path(folder).glob(f"{path.name}*"), reverse=True)  # weights in a file of their own first
@@ -175,10 +175,12 @@ def _differences(
     }
 
 
-def _write(kind: str, program: ExportedProgram, path: Path, facts: dict[str, Any]) -> tuple[dict[str, Any], Run | None]:
+def _write(
+    kind: str, program: ExportedProgram, path: Path, facts: dict[str, Any], limits: Limits
+) -> tuple[dict[str, Any], Run | None]:
     """Write one format; what it has to say of itself, and the file as a function."""
     if kind == ".onnx":
-        return onnx_file.write_onnx(program, path, facts), onnx_file.runner(path)
+        return onnx_file.write_onnx(program, path, facts, limits), onnx_file.runner(path)
     if kind == ".aoti.pt2":
         torch._inductor.aoti_compile_and_package(program, package_path=str(path))
         return {}, torch._inductor.aoti_load_package(str(path))

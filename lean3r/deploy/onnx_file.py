@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from lean3r.deploy.graph import OUTPUTS
+from lean3r.deploy.graph import OUTPUTS, Limits
 from lean3r.errors import MissingExtraError, UsageError
 
 OPSET, OPSET_FP8 = 18, 21  # operators that take weights of 8 bits are newer
@@ -32,10 +33,13 @@ def check_installed() -> None:
         raise MissingExtraError.of("ONNX", "onnx") from error
 
 
-def write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, object]) -> dict[str, Any]:
+def write_onnx(
+    program: ExportedProgram, path: Path, facts: Mapping[str, object], limits: Limits | None = None
+) -> dict[str, Any]:
     """Write a traced model, with `facts` as JSON among its properties; returns opset, domains and axes.
 
-    Weights of more than 2 GB are in a second file, PATH.data. UsageError if ONNX lacks an operator.
+    The file refuses pictures beyond `limits`, for which it is not the model (None: it takes whatever runs). Weights of
+    more than 2 GB are in a second file, PATH.data. UsageError if ONNX lacks an operator.
     """
     check_installed()
     names = list(OUTPUTS)[: len(program.graph_signature.user_outputs)]
@@ -54,6 +58,8 @@ def write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, object]
     axes |= {name: [1, *OUTPUTS[name]] for name in names}
     for value in (*graph.inputs, *graph.outputs):
         value.shape = type(value.shape)(axes[str(value.name)])  # pyright: ignore[reportOptionalCall, reportCallIssue]
+    if limits is not None:
+        _hold_limits(graph, limits)
     found.model.metadata_props[KEY] = json.dumps(facts)
     found.save(path)
     return {
@@ -62,6 +68,43 @@ def write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, object]
         "operators": len(list(graph)),
         "axes": axes,
     }
+
+
+def _hold_limits(graph: Any, limits: Limits) -> None:
+    """Make the graph fail where the shape of its pictures is beyond the limits.
+
+    ONNX has no assertion: by how much they are missed is an index into a table of one zero, which is added to the
+    pictures so that no runtime leaves the look-up out.
+    """
+    from onnxscript import ir  # pyright: ignore[reportMissingImports]
+
+    said = f"takes {limits.fewest} to {limits.views} views, sides multiples of {limits.patch}"
+    said += f" from {limits.least} to {limits.most}"
+    (images,) = graph.inputs
+    uses, nodes = tuple(images.uses()), []
+
+    def constant(name: str, value: np.ndarray) -> Any:
+        tensor = ir.tensor(value, name=f"limits_{name}")
+        made = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        graph.register_initializer(made)
+        return made
+
+    def add(operator: str, *inputs: Any, name: str | None = None) -> Any:
+        nodes.append(ir.node(operator, inputs, name=name or f"limits_{len(nodes)}"))
+        return nodes[-1].outputs[0]
+
+    lowest = constant("lowest", np.array([1, limits.fewest, 3, limits.least, limits.least]))
+    highest = constant("highest", np.array([1, limits.views, 3, limits.most, limits.most]))
+    multiple = constant("multiple", np.array([1, 1, 1, limits.patch, limits.patch]))
+    shape = add("Shape", images)
+    off = add("Abs", add("Sub", shape, add("Min", add("Max", shape, lowest), highest)))
+    off = add("Add", off, add("Mod", shape, multiple))
+    nothing = add("ReduceSum", add("Gather", constant("zero", np.zeros(1, np.float32)), off, name=said))
+    checked = add("Add", images, nothing)
+    checked.type, checked.shape = images.type, images.shape
+    for node, at in uses:
+        node.replace_input_with(at, checked)
+    graph.insert_before(graph[0], nodes)
 
 
 def runner(path: Path) -> Callable[[Tensor], dict[str, Tensor]] | None:

@@ -21,7 +21,7 @@ from lean3r.compress import compress
 from lean3r.compress.fp8_linear import QuantLinear
 from lean3r.compress.presets import fp8, gsa, sla
 from lean3r.deploy import export_model
-from lean3r.deploy.graph import check_exportable, limits_of, outputs_of
+from lean3r.deploy.graph import Limits, check_exportable, limits_of, outputs_of
 from lean3r.deploy.onnx_file import runner, write_onnx
 from lean3r.errors import MissingExtraError, UsageError
 from lean3r.models.nano import Nano
@@ -109,7 +109,7 @@ def test_compiled_package_computes_what_the_graph_does(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(3), nn.Linear(48, 4), nn.GELU())
     sizes = ({1: torch.export.Dim("views", min=2, max=9)},)
     program = torch.export.export(Named(model), (torch.rand(1, 2, 3, 6, 8),), dynamic_shapes=sizes)
-    _, run = exports._write(".aoti.pt2", program, tmp_path / "model.aoti.pt2", {})
+    _, run = exports._write(".aoti.pt2", program, tmp_path / "model.aoti.pt2", {}, Limits(2, 9, 1))
     assert run is not None and (tmp_path / "model.aoti.pt2").is_file()
     images = torch.rand(1, 5, 3, 6, 8)
     torch.testing.assert_close(run(images)["depth"], model(images))
@@ -122,6 +122,23 @@ class Named(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return {"depth": self.model(images)}
+
+
+def test_onnx_refuses_what_its_graph_is_not_for(tmp_path: Path) -> None:
+    """Runtimes know no limits: beyond 49 views, nano's graph ran and gave depth that is not nano's."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    sizes = ({1: torch.export.Dim("views", min=2, max=99), **{axis: torch.export.Dim.DYNAMIC for axis in (3, 4)}},)
+    model = Named(nn.GELU())
+    program = torch.export.export(model, (torch.rand(1, 3, 3, 4, 8),), dynamic_shapes=sizes)
+    write_onnx(program, tmp_path / "gelu.onnx", {}, Limits(2, 5, 2))
+    session = onnxruntime.InferenceSession(tmp_path / "gelu.onnx")
+    for views, height, width in ((2, 6, 6), (5, 8, 512), (4, 512, 6)):
+        images = torch.rand(1, views, 3, height, width)
+        (found,) = session.run(["depth"], {"images": images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), model(images)["depth"])
+    for views, height, width in ((1, 6, 6), (6, 6, 6), (4, 4, 6), (4, 6, 514), (4, 6, 7)):
+        with pytest.raises(Exception, match="takes 2 to 5 views, sides multiples of 2 from 6 to 512"):
+            session.run(["depth"], {"images": np.zeros((1, views, 3, height, width), np.float32)})
 
 
 class Svd(nn.Module):
