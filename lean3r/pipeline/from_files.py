@@ -53,12 +53,11 @@ def reconstruct_files(
     `loaded` is told of it; `group` is that of the processes that share the views. The errors are those of Pictures, of
     `load` and of lean3r.reconstruct."""
     refine = choices.refine
-    if choices.one_lens and refine.when != "off":
-        refine = replace(refine, share_lens="always")
     with observer.stage("loading"):  # of torch, too
         from lean3r.inputs.pictures import Pictures
         from lean3r.pipeline.budget import Budget
         from lean3r.pipeline.reconstruct import reconstruct
+        from lean3r.pipeline.refining import applies
 
         keep = choices.keep_frames or refine.when != "off" or choices.stereo.depth_size is not None
         pictures = Pictures(inputs, choices.frames, masks=choices.masks, keep_frames=keep)
@@ -66,6 +65,8 @@ def reconstruct_files(
         budget = Budget.from_options(choices.memory, len(pictures), choices.run.resolution)
         model = load(len(pictures), budget)
     loaded(model)
+    if applies(refine, model, has_files=True) and choices.one_lens:
+        refine = replace(refine, share_lens="always")
     observer.check = choices.check
     scene = reconstruct(
         model,

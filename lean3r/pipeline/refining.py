@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from lean3r.errors import LeanError
+from lean3r.errors import LeanError, UsageError
 from lean3r.inputs.masks import Masks
 from lean3r.inputs.pictures import Pictures
 from lean3r.models.base import Backbone
@@ -20,9 +20,19 @@ NOT_REFINED = "not refined: {}; the cameras are {}, and nothing confirms them"
 
 
 def applies(options: RefineOptions, model: Backbone, has_files: bool) -> bool:
-    """Whether a model's result is refined; `has_files`: it comes from pictures, not from ready views."""
+    """Whether a model's result is refined; `has_files`: it comes from pictures, not from ready views.
+
+    UsageError if "auto" leaves out a refinement of which something is stated.
+    """
     by_default = model.name.startswith(EMBEDDED) or not model.SEES
-    return options.when == "on" or (options.when == "auto" and has_files and by_default)
+    is_refined = options.when == "on" or (options.when == "auto" and has_files and by_default)
+    if options.when == "auto" and not is_refined and options.stated is not None:
+        of = model.name if has_files else "ready views"
+        raise UsageError(
+            f"{options.stated} is of a refinement, which --refine auto leaves out for {of}; use --refine on, or leave "
+            "the option out."
+        )
+    return is_refined
 
 
 def refine_scene(

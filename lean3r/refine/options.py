@@ -65,12 +65,17 @@ class RefineOptions:
             raise UsageError(f"refinement got {self.seconds} seconds; expected more than 0, or use --refine off.")
         if self.side < LEAST_SIDE or self.features < 1:
             raise UsageError(f"{self.features} features at {self.side} pixels; expected at least 1 at {LEAST_SIDE}.")
-        stated = {"--refine-seconds": self.seconds, "--lens": self.lens, "--share-lens": self.share_lens}
-        given = [f"{flag} {value}" for flag, value in stated.items() if value not in (None, "auto")]
-        if self.when == "off" and given:
+        if self.when == "off" and self.stated is not None:
             raise UsageError(
-                f"{given[0]} is of a refinement, and --refine off leaves it out; leave out one of the two."
+                f"{self.stated} is of a refinement, and --refine off leaves it out; leave out one of the two."
             )
+
+    @property
+    def stated(self) -> str | None:
+        """An option that says how to refine, as on the command line; None if all are left to the program."""
+        options = {"--refine-seconds": self.seconds, "--lens": self.lens, "--share-lens": self.share_lens}
+        given = (f"{flag} {value}" for flag, value in options.items() if value not in (None, "auto"))
+        return next(given, None)
 
     @classmethod
     def of(cls, choice: Refine | RefineOptions) -> RefineOptions:

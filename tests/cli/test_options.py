@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from contracts.tiny import tiny
 from PIL import Image
 
 import lean3r
@@ -159,6 +160,20 @@ def test_records_are_not_edited_from_outside(model, photos: Path) -> None:
 def test_options_that_nothing_follows_are_refused(photos: Path, tmp_path: Path, capsys, given: list, says: str) -> None:
     assert main(["reconstruct", str(photos), "-o", str(tmp_path / "out"), "-f", "cameras", *given]) == 2
     assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"lens": "radial"}, "--lens radial is of a refinement, which --refine auto leaves out for vggt; use"),
+        ({"share_lens": "never"}, "--share-lens never"),
+        ({"seconds": 9.0}, "--refine-seconds 9.0"),
+    ],
+)
+def test_refinement_that_auto_leaves_out_is_not_stated(photos: Path, options: dict, says: str) -> None:
+    """Large models are not refined by default: the lens that was asked for was nowhere in the result."""
+    with pytest.raises(lean3r.LeanError, match=says):
+        lean3r.reconstruct(tiny("vggt"), photos, refine=lean3r.RefineOptions(**options))
 
 
 def test_one_camera_for_all_pictures_needs_no_refinement(photos: Path, tmp_path: Path) -> None:
