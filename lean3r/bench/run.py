@@ -85,6 +85,7 @@ def _begin(settings: Settings, out: Path, resume: bool, overwrite: bool) -> Row:
         earlier = _read(out)
         for name, now, then in (
             ("hardware", machine, earlier["hardware"]),
+            ("lean3r", __version__, earlier["lean3r"]),
             *(
                 (name, result["settings"][name], earlier["settings"].get(name, getattr(Settings, name)))
                 for name in SAME
@@ -113,7 +114,7 @@ def _read(path: Path) -> Row:
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             version = found.get("format") if isinstance(found, dict) else None
             raise UsageError(f"{path} has format {version}; expected {FORMAT}, a file of `lean3r bench`.")
-        if missing := {"hardware", "settings", "rows", "roofline", "load"} - found.keys():
+        if missing := {"lean3r", "hardware", "settings", "rows", "roofline", "load"} - found.keys():
             raise UsageError(f"{path} is no file of `lean3r bench`: it lacks {', '.join(sorted(missing))}.")
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {error}. Use --overwrite or another -o.") from error

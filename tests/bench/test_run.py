@@ -89,6 +89,9 @@ def test_an_interrupted_run_goes_on(result: dict, tmp_path: Path) -> None:
     out.write_text(json.dumps(result | {"settings": settings}))
     with pytest.raises(UsageError, match=f"was made with mine.safetensors as weights of {model}; this run"):
         bench(SMALL, out, resume=True)
+    out.write_text(json.dumps(result | {"lean3r": "0.0.1"}))
+    with pytest.raises(UsageError, match=r"was made with lean3r 0\.0\.1; this run has"):
+        bench(SMALL, out, resume=True)
     for text, what in (("{", "cannot be read"), ('{"format": 7}', "format 7"), ('{"format": 1}', "lacks hardware")):
         out.write_text(text)
         with pytest.raises(UsageError, match=what):
