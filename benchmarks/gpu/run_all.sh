@@ -31,6 +31,14 @@ if [ $device = cpu ]; then
     parts=${parts/sanitizer/} # its rows are those of smoke
 fi
 
+# Rows of a dry run would pass for those of a GPU, and its parts for done.
+found=$(grep -o '"device": "[^"]*"' "$out/rows.jsonl" 2>/dev/null | sort -u)
+if [ $device = cpu ]; then foreign=$(grep -v '"cpu"' <<<"$found"); else foreign=$(grep '"cpu"' <<<"$found"); fi
+if [ -n "$foreign" ]; then
+    echo "$out has rows of $foreign: a dry run and one on a GPU need folders of their own" >&2
+    exit 2
+fi
+
 [ -n "$budget" ] || budget=$((570 * scale))
 
 limit_of() { # seconds that a part may take
