@@ -115,12 +115,15 @@ def plan_of(program: Program) -> CompressionPlan | None:
 
 
 def check_plans(settings: Settings) -> None:
-    """UsageError, before anything starts, for a plan whose settings none of the models accepts."""
+    """UsageError, before anything starts, for a plan that none of the models accepts."""
     models = [model for model in settings.models if model not in STUDENTS]
     plans = {plan: "--against" for plan in settings.against} | {plan: "--plans" for plan in settings.plans}
     named = {plan: option for plan, option in plans.items() if plan not in (DENSE, "sdpa", "official")}
     empty = {model: without_memory(partial(_empty, model)) for model in models if named}
     for plan, option in named.items():
+        if not models:
+            students = ", ".join(settings.models)
+            raise UsageError(f"{option} {plan}: {students} already has the plan of its weights; leave the option out.")
         refused = [error for model in empty.values() if (error := _refusal(model, plan))]
         if refused and len(refused) == len(models):
             raise UsageError(f"{option} {plan}: {refused[0]}") from refused[0]

@@ -87,6 +87,14 @@ def test_a_plan_that_suits_one_model_of_several_is_kept(tmp_path: Path) -> None:
         check_plans(Settings(models=("layer-2x32",), plans=plans))
 
 
+def test_a_plan_for_students_alone_is_refused() -> None:
+    """Their weights have one: `--plans gsa` measured that, and said nothing."""
+    with pytest.raises(UsageError, match="--plans gsa: nano-gsa-fp8 already has the plan of its weights"):
+        check_plans(Settings(models=("nano-gsa-fp8",), plans=("dense", "gsa")))
+    check_plans(Settings(models=("nano-gsa-fp8", "layer-2x32"), plans=("dense", "gsa")))
+    check_plans(Settings(models=("nano-gsa-fp8",)))
+
+
 @pytest.mark.parametrize("error", [KernelError("no kernel"), RuntimeError("a bug"), MemoryError()])
 def test_a_plan_that_crashes_is_left_to_its_row(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: object) -> None:
