@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 CALIBRATION_VIEWS = 16  # pictures
 SCAN_VIEWS, SCAN_SIDE, SCAN_SEED = 4, 240, 20  # pictures, pixels, and seed of the synthetic world for a scan
+OPTION_OF = {"photos": "scan", "floor_db": "scan", "budget": "calibrate", "by_head": "calibrate", "remove": "calibrate"}
+"""Field -> the field without which nothing reads it."""
 
 
 @dataclass
@@ -94,6 +96,7 @@ class Compress:
         """Compress, write the file and report the changes; print its path, or JSON."""
         from lean3r.pipeline.save import check_file
 
+        self._check()
         console = Console(self.quiet)
         if self.scan:
             self._scan(console)
@@ -132,6 +135,18 @@ class Compress:
         console.line("file", f"{before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB now")
         console.line("next", f"lean3r reconstruct PHOTOS -o DIR --model {name} --weights {self.out}")
         print(json.dumps(report) if self.json else self.out)
+
+    def _check(self) -> None:
+        """UsageError for two things to write at once, and for options that nothing would read."""
+        given = [name for name in ("scan", "calibrate", "fit", "export") if getattr(self, name)]
+        if len(given) > 1:
+            raise UsageError(f"--{given[0]} and --{given[1]} write different files; use one of them at a time.")
+        changed = [f.name for f in fields(self) if f.name in OPTION_OF and getattr(self, f.name) != _default(f)]
+        for name in changed:
+            if not getattr(self, OPTION_OF[name]):
+                raise UsageError(f"--{name.replace('_', '-')} is for --{OPTION_OF[name]}, which is missing.")
+        if self.remove and "budget" in changed:
+            raise UsageError("--budget is a density of attention, and --remove takes whole blocks; use one of them.")
 
     def _export(self, console: Console, form: Form) -> None:
         """Write what the code of a release reads."""
@@ -199,8 +214,8 @@ class Compress:
         from lean3r.pipeline.load import load
         from lean3r.pipeline.transcode import resolve_weights
 
-        if self.plan is not None or self.scheme is not None or self.export is not None:
-            raise UsageError("--calibrate chooses the plan itself; leave --plan, --scheme and --export out.")
+        if self.plan is not None or self.scheme is not None:
+            raise UsageError("--calibrate chooses the plan itself; leave --plan and --scheme out.")
         if self.remove < 0 or (self.remove and self.by_head):
             raise UsageError(
                 f"--remove {self.remove}: expected a number of whole blocks, 1 or more, without --by-head."
@@ -260,8 +275,8 @@ class Compress:
         from lean3r.pipeline.transcode import resolve_weights
 
         plan = self._plan()
-        if plan is None or self.export is not None:
-            raise UsageError("--fit needs a plan that removes blocks: --plan PLAN.json; leave --export out.")
+        if plan is None:
+            raise UsageError("--fit needs a plan that removes blocks: --plan PLAN.json.")
         check_file(self.out, overwrite=self.overwrite)
         name, path = resolve_weights(self.source, self.model, offline=self.offline)
         with console.stage("loading"):
@@ -307,6 +322,10 @@ class Compress:
         if self.scheme is None:
             return plan
         return of_scheme(self.scheme) if plan is None else plan + of_scheme(self.scheme)
+
+
+def _default(option: Field) -> object:
+    return option.default if option.default_factory is MISSING else option.default_factory()
 
 
 def _describe_changes(changes: Sequence[Change | Quantized], *, each: bool) -> list[str]:

@@ -41,6 +41,24 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--plan", "gsa", "--budget", "0.2"], "--budget is for --calibrate, which is missing"),
+        (["--plan", "gsa", "--by-head"], "--by-head is for --calibrate"),
+        (["--plan", "gsa", "--remove", "1"], "--remove is for --calibrate"),
+        (["--plan", "fp8", "--photos", "a.jpg"], "--photos is for --scan"),
+        (["--plan", "fp8", "--floor-db", "9"], "--floor-db is for --scan"),
+        (["--scan", "--calibrate", "a.jpg"], "--scan and --calibrate write different files"),
+        (["--scan", "--export", "lean3r"], "--scan and --export write different files"),
+        (["--calibrate", "a.jpg", "--remove", "1", "--budget", "0.2"], "--budget is a density of attention"),
+    ],
+)
+def test_options_that_nothing_reads_are_refused(given: list[str], says: str, tmp_path: Path, capsys) -> None:
+    assert main(["compress", "nano", str(tmp_path / "out.safetensors"), *given]) == 2
+    assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_compress_writes_a_file_that_reconstructs(
     dense: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
