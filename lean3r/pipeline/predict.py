@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lean3r.errors import LeanError, OutOfMemoryError
+from lean3r.errors import LeanError, OutOfMemoryError, UsageError
 from lean3r.models.base import Backbone
 from lean3r.pipeline.budget import chunk_text, suggest_options
 from lean3r.pipeline.memory import chunked, is_out_of_memory
@@ -61,7 +61,17 @@ def _predict(model: Backbone, views: Views, reference: int | None) -> Prediction
 
 
 def infer(model: Backbone, call: Callable[[Views], Prediction], views: Views) -> Prediction:
-    """call(views) as a model runs: on its device, in its number type, without gradients; tensors back on the CPU."""
+    """call(views) as a model runs: on its device, in its number type, without gradients; tensors back on the CPU.
+
+    UsageError for a model that was converted as a whole, by half() for example.
+    """
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if torch.float32 not in kinds:
+        found = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        raise UsageError(
+            f"all of the model is in {found}, but some of its parts need float32. Convert it back by .float(), or load "
+            "it with dtype='bfloat16' or 'float16', which keeps these parts."
+        )
     device = next(model.parameters()).device
     dtype = model.origin.dtype
     cast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lean3r.compress import compress
+from lean3r.errors import UsageError
 from lean3r.models import MODELS
 from lean3r.models.base import HALF_DB, Backbone
 from lean3r.models.checkpoint import save_model
@@ -99,3 +100,14 @@ def test_models_held_in_half_run_without_autocast_too(name: str) -> None:
         exact = model(views).depth
         found = hold(model, torch.bfloat16)(views).depth
     assert 0 < (found / exact - 1).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("name", ["vggt", "pi3", "nano"])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_models_converted_as_a_whole_are_refused(name: str, kind: torch.dtype) -> None:
+    """torch said that types of input and bias differ, or (Pi3) all of it ran in half and was recorded as float32."""
+    model = smallest(name).to(kind)
+    views = Views(torch.rand(1, 2, 3, 3 * model.patch, 4 * model.patch))
+    with pytest.raises(UsageError, match=f"is in {str(kind)[6:]}, but .* load it with dtype="):
+        predict(model, views)
+    predict(model.float(), views)
