@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lean3r.attention.settings import check_count, check_flag
 from lean3r.compress.integers import integer_product, integer_rows, pack_nibbles, round_rows, unpack_nibbles
 from lean3r.errors import KernelError, UsageError
 from lean3r.layers.linear import linear
@@ -93,7 +94,7 @@ class Fp8(Fp8Weight):
     def __init__(self, *, implementation: Product = "auto", fast_accum: bool = True):
         choose_product("reference" if implementation == "scaled_mm" else implementation, torch.device("cpu"))
         self.implementation: Product = implementation
-        self.fast_accum = bool(fast_accum)
+        self.fast_accum = check_flag("fast_accum", fast_accum)
 
     def activation(self, x: Tensor) -> Tensor:
         """See Scheme."""
@@ -132,9 +133,9 @@ class Integer(Scheme):
     def __init__(self, *, act_bits: int, group_size: int = 128, smooth: bool = False):
         if not isinstance(act_bits, int) or not (act_bits == 0 or 2 <= act_bits <= 16):
             raise UsageError(f"act_bits is {act_bits!r}; expected 2 to 16, or 0 to leave activations unchanged.")
-        if not isinstance(group_size, int) or group_size < 1:
-            raise UsageError(f"group_size is {group_size!r}; expected a number of inputs, 1 or more.")
-        self.act_bits, self.group_size, self.smooth = act_bits, group_size, bool(smooth)
+        self.act_bits = act_bits
+        self.group_size = check_count("group_size", group_size)
+        self.smooth = check_flag("smooth", smooth)
 
     def pack(self, weight: Tensor) -> Packed:
         """See Scheme. Two codes a byte."""

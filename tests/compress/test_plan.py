@@ -112,6 +112,10 @@ def test_presets_survive_json_and_fit(name: str, model: Nano, tmp_path: Path) ->
     assert torch.isfinite(depth(compress(model, found))).all()
 
 
+def quantized(scheme: str, **settings: object) -> dict[str, object]:
+    return {"steps": [{"quantize": scheme, "target": "every linear", "settings": settings}]}
+
+
 def test_settings_follow_the_name_of_a_plan() -> None:
     (step,) = resolve_plan("lite3r:rounding=none,keep=0.2,mode=block,window=4").exchanges
     assert (step.target, step.mechanism) == ("every attention layer", "sla")
@@ -146,6 +150,9 @@ def test_settings_follow_the_name_of_a_plan() -> None:
         ("lite3r:keep", "has 'keep'; expected settings such as lite3r:keep=0.2"),
         ("lite3r:keap=0.2", "unknown setting 'keap' of sla. Perhaps you meant keep"),
         ("lite3r:rounding=fp4", "rounding is 'fp4'; expected one of fp8, w4a16, w4a8, none"),
+        ("fp8:fast_accum=False", "fast_accum is 'False'; expected True or False"),
+        (quantized("w4a8", smooth="no"), "smooth is 'no'; expected True or False"),
+        (quantized("w4a8", group_size=True), "group_size is True; expected a whole number"),
         ("fp8-weight:keep=0.2", "plan fp8-weight does not accept these settings"),
     ],
 )
