@@ -47,6 +47,13 @@ def choose_views(descriptors: Tensor, count: int, start: Start = "central", usab
     return torch.cat(picks, 1)
 
 
+def _are_views(keep: object) -> bool:
+    """Whether it lists numbers of views, at least one."""
+    if not isinstance(keep, list | tuple) or not keep:
+        return False
+    return all(isinstance(view, int) and not isinstance(view, bool) and view >= 0 for view in keep)
+
+
 def thin_grid(layout: TokenLayout, stride: int) -> Tensor:
     """Indices [n] of a view's special tokens, and of patches whose row and column are multiples of `stride`."""
     row, col = grid_positions(layout)
@@ -75,8 +82,8 @@ class FrameSubset(Mechanism):
         super().__init__()
         if start not in ("central", "first"):
             raise UsageError(f"start is {start!r}; expected 'central' or 'first'")
-        if keep is not None and (not keep or min(keep) < 0 or len(set(keep)) < len(keep)):
-            raise UsageError(f"keep is {tuple(keep)}; expected distinct view numbers, counted from 0, or None")
+        if keep is not None and (not _are_views(keep) or len(set(keep)) < len(keep)):
+            raise UsageError(f"keep is {keep!r}; expected distinct view numbers, counted from 0, or None")
         self.frames = check_count("frames", frames)
         self.stride = check_count("stride", stride)
         self.start: Start = start

@@ -214,6 +214,8 @@ def _with_settings(text: str) -> CompressionPlan:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(f"'{text}' has '{pair}'; expected settings such as {name}:keep=0.2,mode=token.")
+        if key in settings:
+            raise UsageError(f"'{text}' has {key} twice; expected each setting once.")
         try:
             settings[key] = parse_json(value)
         except ValueError:
