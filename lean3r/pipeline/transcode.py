@@ -86,8 +86,9 @@ def compress_file(
     check_plan(stored, plan)
     dense = without_memory(lambda: MODELS.get(name).for_names(stored.shapes))
     model, changes = _apply_plan(dense, stored, plan, prepared=trainable)
-    released = RELEASE in stored.metadata
-    new = {} if released else {key: value for key, value in model.state_dict().items() if not value.is_meta}
+    # A file with a plan has what mechanisms add: nothing of it may be drawn again.
+    is_whole = RELEASE in stored.metadata or read_plan(stored.path) is not None
+    new = {} if is_whole else {key: value for key, value in model.state_dict().items() if not value.is_meta}
     keys = model.KEY_MAP
     like, sources = {}, place(stored, keys)
     for ours, value in model.state_dict().items():
@@ -104,7 +105,7 @@ def compress_file(
         raise UsageError(f"cannot write {out}: {error.strerror or error}.") from error
     plan = plan_of(model)
     assert plan is not None
-    parameters = (model if released else dense).parameter_count
+    parameters = (model if is_whole else dense).parameter_count
     return Written(plan, changes, parameters, sum(value.numel() for value in new.values()))
 
 

@@ -218,6 +218,22 @@ class TestRefusals:
                 compress_file("nano", fp8, out, resolve_plan(plan), overwrite=True)
 
 
+def test_nothing_is_drawn_for_a_file_that_has_a_plan(dense: Path, tmp_path: Path) -> None:
+    """Trained gates were called new, and gates that a damaged file lacks were drawn without a word."""
+    sparse, both = tmp_path / "sparse.safetensors", tmp_path / "both.safetensors"
+    first = compress_file("nano", dense, sparse, resolve_plan("gsa"))
+    second = compress_file("nano", sparse, both, resolve_plan("int8-dynamic"))
+    assert first.new_parameters > 0 and second.new_parameters == 0
+    assert second.parameters == first.parameters + first.new_parameters
+    with safe_open(sparse, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(sparse)
+    del tensors["trunk.blocks.2.attn.mechanism.gate.weight"]
+    save_file(tensors, sparse, metadata)
+    with pytest.raises(WeightsError, match=r"mechanism\.gate\.weight"):
+        compress_file("nano", sparse, both, resolve_plan("int8-dynamic"), overwrite=True)
+
+
 def test_commands(dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos, out = tmp_path / "photos", tmp_path / "fp8.safetensors"
     photos.mkdir()
