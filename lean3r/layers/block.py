@@ -77,9 +77,10 @@ class Block(nn.Module):
         """The second half, x + ls2(mlp(norm2(x))): [B, N, C] -> [B, N, C]; without gradients x may be overwritten."""
         if torch.is_grad_enabled() or is_traced() or x.numel() <= MLP_ELEMENTS:
             return add_scaled(x, self.ls2, self.mlp(norm_for(self.mlp, self.norm2, x)))
-        for part in x.flatten(0, 1).split(max(1, MLP_ELEMENTS // x.shape[-1])):
+        rows = x.flatten(0, 1)  # a copy where batches do not follow one another in memory
+        for part in rows.split(max(1, MLP_ELEMENTS // x.shape[-1])):
             add_scaled(part, self.ls2, self.mlp(norm_for(self.mlp, self.norm2, part)), out=part)
-        return x
+        return rows.view(x.shape)
 
 
 def add_scaled(x: Tensor, scale: nn.Module, branch: Tensor, out: Tensor | None = None) -> Tensor:

@@ -71,10 +71,11 @@ class ScaledBlock(Block):
         x = x + attention * self.ls1(self.attn(self.normed(x, layout), layout, key_mask))
         if torch.is_grad_enabled() or is_traced() or x.numel() <= MLP_ELEMENTS:
             return state * (x + mlp * self.ls2(self.mlp(norm_for(self.mlp, self.norm2, x))))
-        for part in x.flatten(0, 1).split(max(1, MLP_ELEMENTS // x.shape[-1])):
+        rows = x.flatten(0, 1)  # a copy where batches do not follow one another in memory
+        for part in rows.split(max(1, MLP_ELEMENTS // x.shape[-1])):
             part += mlp * self.ls2(self.mlp(norm_for(self.mlp, self.norm2, part)))
             part *= state
-        return x
+        return rows.view(x.shape)
 
 
 class LoopedTrunk(Trunk):

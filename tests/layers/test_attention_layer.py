@@ -128,8 +128,10 @@ def test_a_block_adds_two_branches(mlp, layer_scale: float | None, monkeypatch: 
         assert torch.equal(block(x, LAYOUT), x)
     monkeypatch.setattr(blocks, "MLP_ELEMENTS", 200)
     before = x.clone()
+    channels_first = x.mT.contiguous().mT  # as a convolution leaves them
     with torch.no_grad():
         torch.testing.assert_close(block(x, LAYOUT), expected, msg="in pieces")
+        torch.testing.assert_close(block(channels_first, LAYOUT), expected, msg="the feed-forward part is lost")
     assert torch.equal(x, before), "the input does not change"
 
 
