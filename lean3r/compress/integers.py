@@ -44,7 +44,7 @@ def integer_product(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tenso
     """
     if torch.compiler.is_compiling():  # pieces would fix the number of tokens in graphs for any
         codes, scale = integer_rows(x, 8)
-        whole = torch._int_mm(codes, weight.t()) * scale.float() * weight_scale.t().float()
+        whole = torch.ops.aten._int_mm(codes, weight.t()) * scale.float() * weight_scale.t().float()
         return (whole if bias is None else whole + bias.float()).to(x.dtype)
     (tokens, depth), width, plain = x.shape, len(weight), x.dtype == torch.float32
     some = min(tokens, max(_ROWS, _BYTES // (4 * (depth + width))))

@@ -85,7 +85,8 @@ def _hold_limits(graph: Any, limits: Limits) -> None:
 
     def constant(name: str, value: np.ndarray) -> Any:
         tensor = ir.tensor(value, name=f"limits_{name}")
-        made = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        kind, shape = ir.TensorType(tensor.dtype), ir.Shape(value.shape)
+        made = ir.Value(name=tensor.name, type=kind, shape=shape, const_value=tensor)
         graph.register_initializer(made)
         return made
 
