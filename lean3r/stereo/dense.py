@@ -21,10 +21,11 @@ from lean3r.types import Reconstruction, with_warning
 
 LEAST_PARALLAX_RAD = 0.004  # about a pixel of a small picture: with less, the camera only turned, or is far away
 NO_OVERLAP = "no views from different places overlap"
+CHANCE = 0.1  # share of pixels that another view has within 1 %: with wrong cameras up to so many do
 BEYOND = 0.3  # log depth of what has none, behind the farthest of the view
 NOT_BETTER = (
     "depth from stereo does not agree better between the views than the network's ({} against {} of the pixels within "
-    "{:.0%}): the cameras or the scene do not allow it; the network's depth is kept"
+    "{:.0%}; median difference {} against {}): the cameras or the scene do not allow it; the network's depth is kept"
 )
 
 
@@ -62,8 +63,11 @@ def densify(
     old = cast(Scene.of(before))
     report = report_of(found, int(found.measured.sum()), old.disagreement, now.disagreement)
     report["close"] = {"before": rounded(old.close), "after": rounded(now.close)}
-    if not now.close > old.close:
-        text = NOT_BETTER.format(*(f"{x.close:.0%}" if np.isfinite(x.close) else "none" for x in (now, old)), CLOSE)
+    # With wrong cameras a few more pixels may agree by chance, while the others fall apart.
+    if not (now.close > max(old.close, CHANCE) and now.disagreement < max(old.disagreement, CLOSE)):
+        shares = (in_percent(votes.close, 0) for votes in (now, old))
+        apart = (in_percent(votes.disagreement, 1) for votes in (now, old))
+        text = NOT_BETTER.format(*shares, CLOSE, *apart)
         kept = with_warning(reconstruction, "stereo-kept", text)
         return with_report(kept, {**report, "status": "kept", "reason": "no better agreement"}, started)
     return with_report(replace(after, conf=conf), report, started)
@@ -156,6 +160,11 @@ def report_of(found: Depths, views: int, before: float, after: float) -> dict:
 def rounded(value: float) -> float | None:
     """A share or a median for a report; None if there is none."""
     return None if np.isnan(value) else round(value, 5)
+
+
+def in_percent(share: float, digits: int) -> str:
+    """A share in words, with so many digits after the point."""
+    return "none" if np.isnan(share) else f"{share:.{digits}%}"
 
 
 def with_report(reconstruction: Reconstruction, report: dict, started: float) -> Reconstruction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from stereo.rendered import error, of_views, scene, truth, with_padding
 
 from lean3r.data.base import SceneBatch
 from lean3r.geometry.fusion import with_cloud
 from lean3r.geometry.lens import Optics
+from lean3r.geometry.rotation import so3_exp
 from lean3r.geometry.spread import interpolate_points, spread
 from lean3r.pipeline.densifying import measures
 from lean3r.stereo.dense import densify, filled, rasters
@@ -80,6 +83,21 @@ def test_wrong_cameras_are_noticed() -> None:
     assert after.info["stereo"]["status"] == "kept"
     np.testing.assert_array_equal(after.depth, exact.depth)
     assert [w["code"] for w in after.info["warnings"]] == ["stereo-kept"]
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_cameras_that_look_elsewhere_are_noticed(seed: int) -> None:
+    """Some more pixels agree, by chance, while most differ as before, or more."""
+    before = scene(truth(2))
+    axes = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    turns = so3_exp(math.radians(6) * F.normalize(axes)).numpy()
+    poses = before.cam_from_world.copy()
+    poses[:, :3] = turns @ poses[:, :3]
+    after = densify(replace(before, cam_from_world=poses))
+    report = after.info["stereo"]
+    assert report["close"]["after"] > report["close"]["before"]
+    assert report["status"] == "kept" and [w["code"] for w in after.info["warnings"]] == ["stereo-kept"]
+    np.testing.assert_array_equal(after.depth, before.depth)
 
 
 def test_views_in_doubt_are_no_sources() -> None:
