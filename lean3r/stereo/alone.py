@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.geometry.consistency import Scene
-from lean3r.geometry.evidence import weigh
+from lean3r.geometry.evidence import CLOSE, weigh
 from lean3r.geometry.fusion import without_depth
 from lean3r.geometry.gaze import distances
 from lean3r.refine.depth import sightings
@@ -34,6 +34,10 @@ NEARER, FARTHER = 4.0, 10.0  # how far it reaches around the distance at which t
 LEAST_POINTS = 30  # of a view: they say better how far to look
 MOST_ERROR = 0.05  # expected relative error of a pixel that counts as measured
 GAP = 0.05  # of the diagonal of a picture: half the width of a gap between measured pixels that is filled
+DISAGREE = (
+    "depth from stereo differs by {:.1%} between the views (median), where right cameras leave less than {:.0%}: the "
+    "cameras are wrong, or the scene moves"
+)
 NOTHING = "no views agree on any depth: the cameras are wrong, or the pictures show nothing that can be compared"
 
 
@@ -44,8 +48,8 @@ def densify_alone(
 
     Its own depth only says which pixels may have any (> 0); how far to look, cameras and sparse points say. Confidence
     is that of `densify`. `advanced` is called after every view. `info["stereo"]` is as there; "share" of the pixels has
-    depth. If nothing can be measured, there is no depth, with a warning. KeyboardInterrupt if it is interrupted before
-    any view is measured.
+    depth. If nothing can be measured, there is no depth, with a warning; another says that views differ by more than
+    right cameras leave. KeyboardInterrupt if it is interrupted before any view is measured.
     """
     started = time.perf_counter()
     may = reconstruction.mask & (reconstruction.depth > 0)
@@ -63,6 +67,8 @@ def densify_alone(
     conf, votes = weigh(precision, reconstruction.mask, Scene.of(after), seen)
     report = report_of(found, int(known.any((1, 2)).sum()), math.nan, votes.disagreement)
     report["share"] = round(float(known.sum() / max(1, may.sum())), 4)
+    if votes.disagreement > CLOSE:
+        after = with_warning(after, "views-disagree", DISAGREE.format(votes.disagreement, CLOSE))
     return with_report(replace(after, conf=conf), report, started)
 
 

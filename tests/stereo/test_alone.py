@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from stereo.rendered import error, of_views, scene, truth
 
 from lean3r.errors import InputError
@@ -54,6 +56,18 @@ def test_wrong_cameras_give_no_depth() -> None:
     before = only_cameras(2)
     shuffled = densify_alone(replace(before, images=before.images[[1, 2, 3, 4, 0]]))
     assert (shuffled.depth > 0).mean() < 0.05
+
+
+def test_cameras_that_are_slightly_wrong_are_told() -> None:
+    """Views confirm each other over most of the pictures, but not as well as with right cameras."""
+    before = only_cameras(3)
+    axes = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    poses = before.cam_from_world.copy()
+    poses[:, :3] = so3_exp(math.radians(2) * F.normalize(axes)).numpy() @ poses[:, :3]
+    found = densify_alone(replace(before, cam_from_world=poses))
+    assert found.info["stereo"]["share"] > 0.5
+    assert [warning["code"] for warning in found.info["warnings"]] == ["views-disagree"]
+    assert "warnings" not in densify_alone(before).info
 
 
 def test_an_interrupted_first_look_ends_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
