@@ -89,7 +89,7 @@ def _confirmed(
 def between(sure: Tensor) -> np.ndarray:
     """Pixels [H, W] bool that are `sure` [H, W] or in gaps between such pixels (a morphological closing)."""
     reach = GAP * math.hypot(*sure.shape)
-    return (distance(distance(sure) > reach) > reach).numpy()
+    return (distance(distance(sure, reach) > reach, reach) > reach).numpy()
 
 
 def _first_look(reconstruction: Reconstruction) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from export.scene import cast, orbit
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.geometry.consistency import Scene, neighbours
@@ -203,4 +204,24 @@ def test_distance_is_the_shortest() -> None:
     pixels = torch.stack(torch.meshgrid(torch.arange(23.0), torch.arange(17.0), indexing="ij"), -1)
     shortest = (pixels[:, :, None] - pixels[there]).norm(dim=-1).amin(-1)
     torch.testing.assert_close(distance(there), shortest)
+    assert torch.equal(distance(there, 5) > 5, shortest > 5)
     assert (distance(torch.zeros(5, 9, dtype=torch.bool)) > 14).all()
+
+
+def test_distances_in_wide_pictures_take_no_more_for_each_pixel() -> None:
+    """The work was that of the pixels times the width: two minutes for a picture of 7 megapixels."""
+
+    class Work(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            self.numbers += made.numel() if isinstance(made, torch.Tensor) else 0
+            return made
+
+    work = []
+    for width in (100, 1600):
+        with Work() as counted:
+            distance((torch.arange(width) % 20 == 0).expand(8, width))
+        work.append(counted.numbers / width)
+    assert work[1] < 1.5 * work[0]
