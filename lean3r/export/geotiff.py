@@ -13,7 +13,7 @@ from lean3r.geometry.terrain import terrain
 from lean3r.types import Reconstruction
 
 NOTHING = -9999.0  # height of a cell that was not seen
-LOCAL = 'LOCAL_CS["lean3r: east, north in {}",UNIT["{}",1],AXIS["east",EAST],AXIS["north",NORTH]]'
+LOCAL = 'LOCAL_CS["lean3r: east, north in metres",UNIT["metre",1],AXIS["east",EAST],AXIS["north",NORTH]]'
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
@@ -26,10 +26,11 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     ground = terrain(scene, frame.of_world, frame.to_world, options.ground_cell)
     grid = ground.grid
     size = {"height": grid.rows, "width": grid.cols}
-    crs = LOCAL.format(frame.unit, frame.unit) if frame.crs is None else frame.crs.to_wkt()
+    crs = LOCAL if frame.crs is None else frame.crs.to_wkt()
     profile = {
         "driver": "GTiff",
-        "crs": library.crs.CRS.from_wkt(crs),
+        # Units in a GeoTIFF are multiples of the metre: only without a coordinate system can one be unknown.
+        "crs": None if frame.unit == "unknown" else library.crs.CRS.from_wkt(crs),
         "transform": library.transform.from_origin(grid.west, grid.north, grid.cell, grid.cell),
         "compress": "deflate",
         **size,
@@ -40,7 +41,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     heights = np.where(known, ground.height, NOTHING).astype(np.float32)
     with library.open(paths[0], "w", count=1, dtype="float32", nodata=NOTHING, **profile, **tiled) as file:
         file.write(heights, 1)
-        file.set_band_description(1, f"height, {frame.unit}")
+        file.set_band_description(1, f"height, unit: {frame.unit}")
     with library.open(paths[1], "w", count=4, dtype="uint8", photometric="RGB", **profile, **tiled) as file:
         for band in range(3):
             file.write(np.where(ground.seen, ground.rgb[..., band], 0).astype(np.uint8), band + 1)

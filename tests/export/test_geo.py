@@ -80,6 +80,15 @@ def test_elevation_and_orthophoto_are_the_ground_from_above(survey) -> None:
     assert manifest["up"]["source"] == "gps" and manifest["gps"]["rms_m"] < 0.01
 
 
+@pytest.mark.parametrize("scale", ["metric", "relative"])
+def test_a_length_of_unknown_unit_is_not_read_as_metres(tmp_path, scale: str) -> None:
+    out = export(replace(flight()[0], scale=scale), tmp_path / "out", "geotiff")
+    for name in ("elevation.tif", "orthophoto.tif"):
+        with rasterio.open(out / name) as file:
+            assert file.transform.a == pytest.approx(3, rel=0.15)
+            assert ('UNIT["metre",1' in file.crs.to_wkt()) if scale == "metric" else not file.crs
+
+
 def test_camera_table_has_places_residuals_and_angles(survey) -> None:
     with (survey / "cameras.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
