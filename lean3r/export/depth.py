@@ -14,24 +14,27 @@ from lean3r.export.options import ExportOptions
 from lean3r.types import Reconstruction
 
 LEVELS, LEAST_LEVELS = 65535, 1000
+SAMPLE = 1_000_000  # depths that the median is taken from: exact below, a regular sample above
 MILLIMETRE = 0.001
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
-    """Write `depth/<stem>.png` (depth = value * scale, 0 unknown), `depth/preview/<stem>.jpg`, `depth/scale.json`."""
+    """Write `depth/<stem>.png` (depth = value * scale, 0 unknown or too far), `depth/preview/<stem>.jpg`,
+    `depth/scale.json`."""
     folder = directory / "depth"
     (folder / "preview").mkdir(parents=True)
     scale = units_per_level(reconstruction.depth, metric=reconstruction.scale == "metric")
     text = PngImagePlugin.PngInfo()
     text.add_text("scale", repr(scale))
-    text.add_text("unit", f"depth = value * scale, in world units ({reconstruction.scale}); 0 is unknown")
+    text.add_text("unit", f"depth = value * scale, in world units ({reconstruction.scale}); 0 is unknown or farther")
     files, views = [], []
     for index, stem in enumerate(safe_stems(reconstruction.names)):
         rows, cols = picture_region(reconstruction.mask[index])
         depth = reconstruction.depth[index, rows, cols]
         paths = folder / f"{stem}.png", folder / "preview" / f"{stem}.jpg"
         known = np.isfinite(depth) & (depth > 0)
-        levels = np.where(known, np.round(np.where(known, depth, 0) / scale).clip(1, LEVELS), 0).astype(np.uint16)
+        levels = np.round(np.where(known, depth, 0) / scale)
+        levels = np.where(known & (levels <= LEVELS), levels.clip(1), 0).astype(np.uint16)
         Image.fromarray(levels).save(paths[0], compress_level=1, pnginfo=text)
         Image.fromarray(colourise(depth)).save(paths[1], quality=92)
         files += paths
@@ -52,14 +55,19 @@ def units_per_level(depth: np.ndarray, *, metric: bool) -> float:
     """World units of one grey level, the same for all views.
 
     A millimetre for metric depth up to 65.535 m, as other programs expect, but a tenth, a hundredth, ... of it if that
-    makes fewer than 1000 levels; otherwise the greatest depth / 65535.
+    makes fewer than 1000 levels; otherwise the greatest depth / 65535. Depth beyond 65.535 times the median is left
+    out: a single pixel far away would leave few levels for all others.
     """
-    deepest = float(np.max(depth, where=np.isfinite(depth), initial=0.0))
+    known = depth[np.isfinite(depth) & (depth > 0)]
+    if not len(known):
+        return 1.0
+    usual = float(np.median(known[:: 1 + len(known) // SAMPLE]))
+    deepest = min(float(known.max()), usual * LEVELS / LEAST_LEVELS)
     if metric and LEAST_LEVELS * MILLIMETRE <= deepest <= LEVELS * MILLIMETRE:
         return MILLIMETRE
-    if metric and 0 < deepest < LEAST_LEVELS * MILLIMETRE:
+    if metric and deepest < LEAST_LEVELS * MILLIMETRE:
         return 10.0 ** math.ceil(math.log10(deepest / LEVELS))
-    return deepest / LEVELS if deepest > 0 else 1.0
+    return deepest / LEVELS
 
 
 def picture_region(mask: np.ndarray) -> tuple[slice, slice]:

@@ -222,6 +222,19 @@ def test_near_depth_is_not_written_as_unknown(tmp_path):
         assert np.asarray(picture)[0, :3].tolist() == [1, 0, 0]
 
 
+@pytest.mark.parametrize("scale", ["relative", "metric"])
+def test_a_pixel_far_away_does_not_make_the_others_coarse(tmp_path, scale):
+    scene = replace(make_scene(2), scale=scale)
+    depth = scene.depth.copy()
+    depth[1, 0, 0] = 1e4 * depth.max()
+    write("depth", replace(scene, depth=depth), tmp_path)
+    sidecar = json.loads((tmp_path / "depth" / "scale.json").read_text(encoding="utf-8"))
+    with Image.open(tmp_path / "depth" / sidecar["views"][1]["file"]) as picture:
+        values = np.asarray(picture) * sidecar["scale"]
+    assert values[0, 0] == 0
+    np.testing.assert_allclose(values.ravel()[1:], depth[1].ravel()[1:], rtol=0.001)
+
+
 def test_manifest_and_config_say_what_was_done(tmp_path):
     scene = make_scene(2)
     settings = {
