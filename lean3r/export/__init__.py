@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lean3r.errors import UsageError
 from lean3r.export.atomic import atomic_folder
 from lean3r.export.options import ExportOptions, PictureUse
+from lean3r.options import as_record
 from lean3r.registry import Registry
 
 if TYPE_CHECKING:
@@ -139,8 +141,17 @@ def export(
     if options is not None and options.texture and "mesh" not in chosen:
         raise UsageError(f"texture paints the format mesh, and formats are {', '.join(chosen)}; add mesh.")
     with atomic_folder(out, overwrite=overwrite) as directory:
-        write_all(reconstruction, directory, chosen, options)
+        write_all(_with_record(reconstruction, options), directory, chosen, options)
     return Path(out)
+
+
+def _with_record(reconstruction: Reconstruction, options: ExportOptions | None) -> Reconstruction:
+    """The scene with these options in its config, by which programs know how to read the folder; an earlier export of
+    the scene may have had others."""
+    config, record = reconstruction.info.get("config", {}), as_record(options or ExportOptions())
+    if options is None:
+        record = {name: value for name, value in record.items() if name in config}
+    return replace(reconstruction, info={**reconstruction.info, "config": {**config, **record}})
 
 
 def write_all(

@@ -179,9 +179,8 @@ def test_undistorted_pictures_are_shown_as_their_lens_saw_them(tmp_path: Path) -
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.fromarray(ramp).save(tmp_path / "photos" / name, quality=95)
     lenses = (Lens("RADIAL", (760.0, 480.0, 360.0, -0.2, 0.02)),) * 2
-    info = {"config": {"undistort": True, "image_factors": [2, 4]}}
     options = ExportOptions(undistort=True, image_factors=(2, 4), pictures=Pictures(tmp_path / "photos"))
-    out = export(replace(scene, lenses=lenses, info=info), tmp_path / "out", FORMATS + ",colmap", options=options)
+    out = export(replace(scene, lenses=lenses), tmp_path / "out", FORMATS + ",colmap", options=options)
     shutil.rmtree(tmp_path / "photos")  # as of a video, whose frames are in images/ only
     photo = read_content(out).album.photo(0, 240)
     assert photo is not None and photo.size == (240, 180)
