@@ -18,6 +18,7 @@ Images = Literal["auto", "always", "never"]
 PictureUse = Literal["no", "beside", "needed"]  # no use of pictures, use of files if they exist, use of copies only
 HTML_POINTS = 250_000  # some 3 MB
 READ_BY = {
+    "shared_camera": ("colmap", "nerfstudio"),
     "colmap_points": ("colmap",),
     "crs": ("las", "laz", "geotiff"),
     "ground_cell": ("geotiff",),
@@ -119,7 +120,10 @@ class ExportOptions:
             )
 
     def warn_of_unread(self, formats: Collection[str]) -> None:
-        """Log a warning for each option that was chosen and that none of the formats reads."""
+        """Log a warning for each option that was chosen and that none of the formats reads, and for factors of pictures
+        that are not written."""
+        if self.image_factors != type(self).image_factors and not self.undistort:
+            logger.warning("--image-factors has no effect without --undistort, which writes pictures to reduce")
         for name, readers in READ_BY.items():
             if getattr(self, name) != getattr(type(self), name) and not set(readers) & set(formats):
                 flag = name.replace("_", "-")

@@ -182,11 +182,18 @@ def test_one_camera_for_all_pictures_needs_no_refinement(photos: Path, tmp_path:
 
 
 def test_options_that_no_format_reads_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    options = lean3r.ExportOptions(html_points=9, colmap_points=9, ground_cell=0.1)
+    options = lean3r.ExportOptions(html_points=9, colmap_points=9, ground_cell=0.1, shared_camera=True)
     options.warn_of_unread(["cameras", "colmap"])
     assert [record.args for record in caplog.records] == [("ground-cell", "geotiff"), ("html-points", "html")]
     lean3r.ExportOptions().warn_of_unread([])
     assert len(caplog.records) == 2
+    options.warn_of_unread(["colmap", "geotiff", "html"])
+    assert len(caplog.records) == 2
+    options.warn_of_unread(["geotiff", "html", "ply"])
+    lean3r.ExportOptions(image_factors=(4,)).warn_of_unread(["colmap"])
+    lean3r.ExportOptions(image_factors=(4,), undistort=True).warn_of_unread(["colmap"])
+    said = [record.getMessage() for record in caplog.records[2:]]
+    assert [text.partition(" ")[0] for text in said] == ["--shared-camera", "--colmap-points", "--image-factors"]
 
 
 def test_no_input_is_bad_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
