@@ -7,6 +7,7 @@ applied to both. A mask that fits only the upright picture is taken as upright.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -99,9 +100,15 @@ class Masks:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UsageError unless the folder exists."""
+    """Raise UsageError unless the folder exists, InputError if it or a folder in it cannot be read."""
     if not folder.is_dir():
         raise UsageError(f"there is no folder of masks {folder}; expected one with files like IMG.jpg{SUFFIX}.")
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"the folder of masks {error.filename} cannot be read ({error.strerror}).") from error
+
+    for _ in os.walk(folder, onerror=refuse):  # rglob leaves out what it may not read
+        pass
 
 
 def _stem(name: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,22 @@ def test_ambiguous_masks_are_refused(tmp_path: Path) -> None:
         save(tmp_path / name, np.ones((4, 6), np.uint8))
     with pytest.raises(InputError, match="could both be the mask"):
         Masks.find(tmp_path, ["b.jpg"])
+
+
+def test_folders_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "a.jpg.png", np.ones((4, 6), np.uint8))
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def guarded(path):
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    for folder in (tmp_path, tmp_path / "closed"):
+        with pytest.raises(InputError, match=r"closed cannot be read \(Permission denied\)"):
+            Masks.find(folder, ["a.jpg"])
 
 
 def test_a_mask_has_the_shape_of_its_picture_and_can_be_read(tmp_path: Path) -> None:
