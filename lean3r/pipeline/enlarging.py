@@ -41,6 +41,8 @@ def check_depth_size(options: StereoOptions, least: int, has_files: bool) -> Non
     size = options.depth_size
     if size is None:
         return
+    if options.dense == "off":
+        raise UsageError(f"--depth-size is {size}, but --dense off leaves out depth; choose one of the two.")
     if not has_files:
         raise UsageError(
             f"depth_size is {size!r}, but ready Views cannot be read again at another size; give files, arrays or "

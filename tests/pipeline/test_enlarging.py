@@ -213,6 +213,11 @@ def test_less_than_the_network_has_is_refused(model: Backbone, photos: Path, siz
         lean3r.reconstruct(model, photos, resolution=LEAST, dense=StereoOptions(depth_size=size))
 
 
+def test_no_depth_has_no_size(model: Backbone, photos: Path) -> None:
+    with pytest.raises(UsageError, match="--dense off leaves out depth"):
+        lean3r.reconstruct(model, photos, dense=StereoOptions(dense="off", depth_size="original"))
+
+
 def test_ready_views_have_the_size_that_they_have(model: Backbone, photos: Path) -> None:
     views = Pictures(photos).views(resolution=LEAST, patch=model.patch)
     with pytest.raises(UsageError, match=r"ready Views cannot be read again .* give files, arrays or Pictures"):
