@@ -47,7 +47,7 @@ def densify(
     sparse points. The cloud stays as it was. `only` [S] bool are the views to measure (None: all); the depth of the
     others stays and confirms theirs. `advanced` is called after every view. `info["stereo"]` says what was done:
     "status" (measured or kept), "views" measured, the median "disagreement" of views before and after in log depth, the
-    share of pixels that another view has within 1 % ("close"), and "seconds".
+    share of pixels that another view has within 1 % ("close"), and "seconds"; after Ctrl-C of the measured views alone.
     """
     started = time.perf_counter()
     depth = np.where(reconstruction.mask & (reconstruction.depth > 0), reconstruction.depth, 0).astype(np.float32)
@@ -61,10 +61,15 @@ def densify(
     precision = np.where(is_measured, (-found.log_b).exp().numpy(), depth > 0).astype(np.float32)
     conf, now = weigh(precision, reconstruction.mask, Scene.of(after), seen)
     old = cast(Scene.of(before))
+    if found.interrupted:  # what was not measured says nothing about stereo
+        parts = (replace(x, depth=np.where(found.measured[:, None, None], x.depth, 0)) for x in (before, after))
+        old, now = (cast(Scene.of(part)) for part in parts)
     report = report_of(found, int(found.measured.sum()), old.disagreement, now.disagreement)
     report["close"] = {"before": rounded(old.close), "after": rounded(now.close)}
-    # With wrong cameras a few more pixels may agree by chance, while the others fall apart.
-    if not (now.close > max(old.close, CHANCE) and now.disagreement < max(old.disagreement, CLOSE)):
+    is_better = now.close > old.close
+    if only is None:  # with wrong cameras a few more pixels may agree by chance, while the others fall apart
+        is_better &= now.close > CHANCE and now.disagreement < max(old.disagreement, CLOSE)
+    if not is_better and not (found.interrupted and np.isnan(now.close)):
         shares = (in_percent(votes.close, 0) for votes in (now, old))
         apart = (in_percent(votes.disagreement, 1) for votes in (now, old))
         text = NOT_BETTER.format(*shares, CLOSE, *apart)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from export.scene import cast
 from stereo.rendered import bent, error, scene, truth
@@ -15,6 +16,7 @@ from lean3r.stereo import densify
 from lean3r.stereo.classical import measure_classically
 from lean3r.stereo.dense import densify as densify_by
 from lean3r.stereo.joining import join
+from lean3r.stereo.posed import Depths, Posed
 from lean3r.stereo.starts import LEAST_POINTS, starts
 from lean3r.types import Reconstruction, Source
 
@@ -72,6 +74,23 @@ def test_what_is_measured_when_interrupted_stays() -> None:
     assert after.info["stereo"]["interrupted"] is True
     assert 2 < after.info["stereo"]["views"] <= len(before.depth)  # what is begun is finished
     assert error(after.depth, batch) < 0.9 * error(before.depth, batch)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_few_views_that_were_measured_are_not_judged_by_the_others(count: int) -> None:
+    """The others still have the depth before, with which no better one agrees."""
+    batch = truth(3)
+    before = scene(batch, batch.depth[0] * torch.tensor([1.1, 1.3, 1.0, 0.8, 0.9])[:, None, None])
+
+    def interrupted(_: Posed, prior: torch.Tensor, *__: object) -> Depths:
+        measured = np.arange(len(prior)) < count
+        exact = torch.where(torch.from_numpy(measured)[:, None, None], batch.depth[0].log(), prior)
+        return Depths(exact, torch.full_like(prior, -4.0), measured, interrupted=True)
+
+    after = densify_by(before, measure=interrupted)
+    assert after.info["stereo"]["status"] == "measured" and "warnings" not in after.info
+    np.testing.assert_allclose(after.depth[:count], batch.depth[0, :count].numpy(), rtol=1e-5)
+    np.testing.assert_array_equal(after.depth[count:], before.depth[count:])
 
 
 def turning(views: int = 4, height: int = 90, width: int = 120) -> Reconstruction:
