@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from lean3r.export.manifest import Written
 from lean3r.export.options import ExportOptions
 from lean3r.geometry.terrain import terrain
 from lean3r.types import Reconstruction
+
+logger = logging.getLogger("lean3r")
 
 NOTHING = -9999.0  # height of a cell that was not seen
 LOCAL = 'LOCAL_CS["lean3r: east, north in metres",UNIT["metre",1],AXIS["east",EAST],AXIS["north",NORTH]]'
@@ -24,7 +27,9 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     library, frame = rasterio(), geo_frame(reconstruction, options.crs)
     scene = reconstruction.of_certain()
     ground = terrain(scene, frame.of_world, frame.to_world, options.ground_cell)
-    grid = ground.grid
+    grid, asked = ground.grid, options.ground_cell
+    if asked is not None and grid.cell > asked:
+        logger.warning("cells of %g are too many for this scene: the GeoTIFFs have cells of %g", asked, grid.cell)
     size = {"height": grid.rows, "width": grid.cols}
     crs = LOCAL if frame.crs is None else frame.crs.to_wkt()
     profile = {

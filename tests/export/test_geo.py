@@ -89,6 +89,16 @@ def test_a_length_of_unknown_unit_is_not_read_as_metres(tmp_path, scale: str) ->
             assert ('UNIT["metre",1' in file.crs.to_wkt()) if scale == "metric" else not file.crs
 
 
+def test_a_cell_too_small_for_the_scene_is_told(tmp_path, caplog) -> None:
+    cells = {}
+    for asked in (1e-6, 3.0):
+        out = export(located(), tmp_path / str(asked), "geotiff", options=ExportOptions(ground_cell=asked))
+        cells[asked] = json.loads((out / "manifest.json").read_text())["geotiff"]["cell"]
+    assert cells[1e-6] > 1e-3 and cells[3.0] == 3
+    said = [text for text in caplog.messages if "cells" in text]
+    assert said == [f"cells of 1e-06 are too many for this scene: the GeoTIFFs have cells of {cells[1e-6]:g}"]
+
+
 def test_camera_table_has_places_residuals_and_angles(survey) -> None:
     with (survey / "cameras.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
