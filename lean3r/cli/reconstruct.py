@@ -345,11 +345,11 @@ def describe_stereo(report: Mapping) -> str:
     if report["status"] == "kept":
         return f"not measured by stereo: {report['reason']}"
     before, after = (report["disagreement"][key] for key in ("before", "after"))
-    if "share" in report:
-        return (
-            f"stereo in {report['views']:,} views, {report['share']:.0%} of their pixels; they disagree by {after:.1%}"
-        )
-    return f"stereo in {report['views']:,} views; they disagree by {after:.1%} (median), {before:.1%} before"
+    said = f"stereo in {report['views']:,} views" + (" until it was interrupted" if "interrupted" in report else "")
+    said += f", {report['share']:.0%} of their pixels" if "share" in report else ""
+    if after is None:
+        return f"{said}; no two of them show the same place"
+    return f"{said}; they disagree by {after:.1%} (median)" + ("" if before is None else f", {before:.1%} before")
 
 
 def describe_mesh(figures: Mapping) -> str:
