@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -118,7 +119,8 @@ def test_views_whose_files_are_missing_are_left_out(name: str, copies: Callable[
     assert rest.scene(0).views in (4, 5), "some sets have pictures without depth"
     assert all(rest.view(0, view).image.size for view in range(rest.scene(0).views))
     left_out = len(rest.frames(rest.ids[0])) > rest.scene(0).views
-    assert not left_out or rest.gaps(0), "a benchmark says that its views are others"
+    with mock.patch.object(type(rest), "frames", side_effect=AssertionError("read a second time")):
+        assert not left_out or rest.gaps(0), "a benchmark says that its views are others"
 
 
 def views_of(scenes: SceneSet) -> list[int]:

@@ -191,6 +191,7 @@ class FolderSet(SceneSet, Generic[F]):
                 f"Where to get it: {self.source}"
             )
         self._frames: OrderedDict[int, Sequence[F]] = OrderedDict()
+        self._left_out: dict[int, int] = {}  # of each scene that was read: views without their files
 
     @classmethod
     def places(cls, root: Path) -> Iterable[Path]:
@@ -256,8 +257,9 @@ class FolderSet(SceneSet, Generic[F]):
 
     def gaps(self, scene: int) -> list[str]:
         """See SceneSet, `incomplete`, and the views that are left out."""
-        place, total, left = self.root / self.ids[scene], len(self.frames(self.ids[scene])), self.scene(scene).views
-        lost = [f"{total - left} of {total} views of {place} lack their picture or map"] if left < total else []
+        place, left = self.root / self.ids[scene], self.scene(scene).views
+        gone = self._left_out[scene]
+        lost = [f"{gone} of {gone + left} views of {place} lack their picture or map"] if gone else []
         return self.incomplete(place) + lost
 
     def view_name(self, scene: int, view: int) -> str:
@@ -292,7 +294,10 @@ class FolderSet(SceneSet, Generic[F]):
         frames = self._frames.get(index)  # read once: another thread may evict it at any time
         if frames is None:
             with naming(self.root / self.ids[index]):
-                frames = self._frames[index] = _complete(self.frames(self.ids[index]))
+                named = self.frames(self.ids[index])
+                frames = _complete(named)
+                self._left_out[index] = len(named) - len(frames)
+                self._frames[index] = frames
             while len(self._frames) > CACHED_SCENES:
                 self._frames.popitem(last=False)
         return frames
