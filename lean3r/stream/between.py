@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from lean3r.stream import sim3
+from lean3r.stream.looks import Seen
 from lean3r.stream.result import Result
+
+JERK = 2.0  # times the motion just before and after: pictures of a quick turn, too, have at most 1.5
 
 
 def interpolated(results: Sequence[Result], moving_s: float) -> np.ndarray:
@@ -32,10 +36,31 @@ def beyond(results: Sequence[Result], moved: float) -> np.ndarray:
 
 
 def skips(first: Result, second: Result, results: Sequence[Result], gaps: Sequence[int]) -> bool:
-    """Whether keyframes without a trusted camera lie between two, or `gaps`: frames that show nothing, during which
-    the camera may go anywhere."""
+    """Whether keyframes without a trusted camera lie between two, or `gaps`: frames that show nothing, or before
+    which the camera jumps, so that it may have been anywhere."""
     between = range(first.keyframe.index + 1, second.keyframe.index)
     return any(r.keyframe.index in between for r in results) or any(gap in between for gap in gaps)
+
+
+def jumps(frames: Sequence[Seen], least: float) -> list[int]:
+    """The numbers of those frames, in a row, before which the camera jumps in sight: the picture moves by `least` or
+    more, and JERK times as fast as before and after."""
+    moved = [after.travelled - before.travelled for before, after in pairwise(frames)]
+    speeds = [far / (b.timestamp_s - a.timestamp_s) for far, (a, b) in zip(moved, pairwise(frames), strict=True)]
+    around = [0.0, *speeds, 0.0]
+    return [
+        frames[i + 1].index
+        for i, far in enumerate(moved)
+        if frames[i].has_content and far >= least and speeds[i] > JERK * max(around[i], around[i + 2])
+    ]
+
+
+def beside(results: Sequence[Result], index: int, cuts: Sequence[int]) -> Sequence[Result]:
+    """Those of the keyframes that no jump parts from a frame, if there are any: a camera that jumps was nowhere
+    between."""
+    first = max((cut for cut in cuts if cut <= index), default=-1)
+    end = min((cut for cut in cuts if cut > index), default=np.inf)
+    return [r for r in results if first <= r.keyframe.index < end] or results
 
 
 def bridge(result: Result, results: Sequence[Result]) -> np.ndarray:

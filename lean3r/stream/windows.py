@@ -18,7 +18,7 @@ import numpy as np
 from lean3r.errors import UsageError
 from lean3r.models.base import Backbone
 from lean3r.stream import sim3
-from lean3r.stream.between import beyond, bridge, interpolated, lens_between, skips
+from lean3r.stream.between import beside, beyond, bridge, interpolated, jumps, lens_between, skips
 from lean3r.stream.budget import fit_stream
 from lean3r.stream.engine import Estimate, Frame, Settings, place
 from lean3r.stream.join import Join
@@ -273,14 +273,14 @@ class WindowEngine:
     def _estimates(self, results: Sequence[Result], last: float) -> list[Estimate]:
         """Of the pending frames up to number `last`, by the keyframes of the last window."""
         of_frame = {result.keyframe.index: result for result in results}
-        gaps = [frame.index for frame in self._pending if not frame.has_content]
+        cuts = jumps([*self._pending], self.settings.step / 2)
+        gaps = [frame.index for frame in self._pending if not frame.has_content] + cuts
         known = []
         while self._pending and self._pending[0].index <= last:
             frame = self._pending.popleft()
             result = of_frame.get(frame.index)
-            known.append(
-                self._between(frame, results, gaps) if result is None else self._of_keyframe(frame, result, results)
-            )
+            near = beside(results, frame.index, cuts)
+            known.append(self._of_keyframe(frame, result, results) if result else self._between(frame, near, gaps))
         return known
 
     def _of_keyframe(self, frame: Seen, result: Result, results: Sequence[Result]) -> Estimate:
@@ -301,7 +301,7 @@ class WindowEngine:
         )
 
     def _between(self, frame: Seen, results: Sequence[Result], gaps: Sequence[int]) -> Estimate:
-        """The estimate of a frame that is no keyframe; frames of these numbers, `gaps`, show nothing."""
+        """The estimate of a frame that is no keyframe; at `gaps` frames show nothing, or the camera jumps."""
         flags = set(self._standing) | ({"between"} if frame.has_content else {"no-content", "lost"})
         registered = [r for r in results if r.is_registered] or list(results)
         for usable in ([r for r in results if r.is_certain] or registered, registered):

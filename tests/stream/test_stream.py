@@ -29,7 +29,7 @@ from lean3r.stream.pictures import Keyframe
 from lean3r.stream.result import Result
 from lean3r.stream.solver import Solver
 from lean3r.view.folder import read_content
-from stream.walk import Knows, frame, walk
+from stream.walk import Knows, Looks, frame, walk
 
 SMALL = lean3r.StreamOptions(window=8, overlap=3)
 
@@ -63,6 +63,17 @@ def test_every_frame_gets_one_estimate_on_the_true_way() -> None:
     for each in keyframes:  # the depth follows the scale of the world
         assert np.allclose(each.depth, 4 * scale, rtol=0.02)
     assert {each.window for each in found} == set(range(max(each.window for each in found) + 1))
+
+
+@pytest.mark.parametrize(("step_m", "jump_m"), [(0.03, 0.5), (0.05, 1.0), (0.05, 4.0)])
+def test_no_frame_lies_between_two_places_of_a_camera_that_jumps(step_m: float, jump_m: float) -> None:
+    """By the time alone, the last frames before a cut would be far on the way to the first camera behind it."""
+    xs = step_m * np.arange(80.0) + jump_m * (np.arange(80) > 39)
+    found = list(lean3r.stream(Looks(), [(i / 10, frame(x)) for i, x in enumerate(xs)], options=SMALL, refine="off"))
+    sure = np.array(["uncertain" not in each.flags for each in found])
+    way = centres(found)[:, 0]
+    assert sure.sum() > 75
+    assert np.abs(np.polyval(np.polyfit(way[sure], xs[sure], 1), way) - xs)[sure].max() < 0.1
 
 
 def test_what_lies_between_a_certain_and_a_doubted_keyframe_is_uncertain(monkeypatch: pytest.MonkeyPatch) -> None:
