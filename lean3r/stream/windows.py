@@ -342,9 +342,9 @@ class WindowEngine:
         if found is None:
             return None
         window, pose, intrinsics = found
-        placed = place(
-            frame.index, frame.timestamp_s, keyframe.size, pose, intrinsics, frozenset(), self._placements[: window + 1]
-        )
+        at = frame.index, frame.timestamp_s, keyframe.size, pose, intrinsics
+        flags = frozenset({"apart", "lost", "uncertain"} if window in self._apart else ())
+        placed = place(*at, flags, self._placements[: window + 1])
         return replace(placed, version=self.version)
 
     @property

@@ -87,6 +87,9 @@ def test_what_never_meets_is_lost() -> None:
     found = list(second)
     assert all("uncertain" in each.flags for each in found) and "lost" in found[0].flags
     assert second.figures["revisions"] == 0
+    there, here = second.locate(frame(20 + 2.4)), second.locate(frame(2.4))
+    assert there is not None and there.flags == {"apart", "lost", "uncertain"}, "in no world that others share"
+    assert here is not None and not here.flags
 
 
 def test_what_was_apart_is_certain_once_it_meets(tmp_path: Path) -> None:
