@@ -214,7 +214,8 @@ class CachedEngine:
             }
         )
         self._placements.append(self._placements[-1] @ joined.matrix)
-        self._standing = frozenset({"joined"} if joined.is_good else {"uncertain", "lost"})
+        lost = self._standing & {"lost", "uncertain"}  # what nothing joins to the first cache stays so
+        self._standing = lost | {"joined"} if joined.is_good else frozenset({"uncertain", "lost"})
         self._cache, self._last = cache, (new[-1].pose, new[-1].original_intrinsics)
         self._recent = deque(new, maxlen=self._recent.maxlen)
 

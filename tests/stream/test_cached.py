@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lean3r.stream.cache import CacheStream
 from lean3r.stream.cached import CachedEngine
 from lean3r.stream.engine import Engine, Estimate, Settings
 from lean3r.stream.frames import QUEUE
+from lean3r.stream.join import Join
 from lean3r.stream.options import StreamOptions
 from lean3r.stream.windows import WindowEngine
 from stream.walk import HEIGHT, WIDTH, frame, walk
@@ -99,6 +101,19 @@ def test_past_the_trained_length_a_new_cache_is_joined_to_the_old_one(
     assert all({"window", "first", "last", "keyframes", "certain"} <= report.keys() for report in stream.reports)
     assert joins and all(each["shared"] == model.policy.anchors for each in joins)
     assert found[-1].flags & {"joined", "lost"} and found[-1].window == len(joins)
+
+
+def test_frames_stay_lost_however_often_a_cache_begins_anew(
+    model: LingbotMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caches are joined to each other, but not to the first one."""
+    sound = Join(np.eye(4), 0.0, 0.0, 0.0, 0.0, 2, 2)
+    monkeypatch.setattr(importlib.import_module("lean3r.stream.cached"), "join_results", lambda pairs: sound)
+    monkeypatch.setattr(model, "LONGEST", 12)
+    wide, high = [list(walk(30)), [(3 + t, np.ascontiguousarray(np.rot90(image))) for t, image in walk(30)]]
+    found = run(model, wide + high)
+    assert "joined" in found[29].flags and "joined" in found[59].flags
+    assert [each.index for each in found if {"lost", "uncertain"} <= each.flags] == list(range(30, 60))
 
 
 def test_a_resting_camera_stores_nothing(model: LingbotMap) -> None:
