@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lean3r.errors import UsageError
 from lean3r.options import check_types, option
 from lean3r.pipeline.options import CameraOptions, Intrinsics
+from lean3r.refine.options import RefineOptions
+from lean3r.stereo.options import StereoOptions
+
+if TYPE_CHECKING:
+    from lean3r.models.base import Backbone
 
 logger = logging.getLogger("lean3r")
 
@@ -40,6 +45,23 @@ class StreamOptions:
             raise UsageError(f"--overlap is {self.overlap}; expected 1 or more, and less than the window.")
         if not 0.005 <= self.keyframe_step <= 0.5:
             raise UsageError(f"--keyframe-step is {self.keyframe_step}; expected 0.005 to 0.5.")
+
+
+def check_engine(model: Backbone, intrinsics: Intrinsics | None, refine: RefineOptions, dense: StereoOptions) -> None:
+    """UsageError if a network with a cache, whose cameras and depth are final at once, is to be given others."""
+    if model.STREAMS != "cache":
+        return
+    usual = RefineOptions(), RefineOptions(when="off")
+    given = {
+        "--intrinsics": intrinsics is not None,
+        f"--refine {refine.when} or a setting of it": refine not in usual,
+        f"--dense {dense.dense}": dense.dense not in ("auto", "network"),
+    }
+    for what in (what for what, is_given in given.items() if is_given):
+        raise UsageError(
+            f"{what} has no effect on a stream of {model.name}: its network gives the cameras and the depth of every "
+            "frame at once. Leave it out, or use another --model."
+        )
 
 
 def camera_numbers(intrinsics: Intrinsics | None) -> tuple[float, ...] | None:

@@ -29,7 +29,7 @@ from lean3r.stream.cloud import Cloud
 from lean3r.stream.engine import Engine, Estimate, Frame, LooksAhead, Settings, revised
 from lean3r.stream.frames import Early, Live, Mark, Source, paths_of
 from lean3r.stream.latency import Times
-from lean3r.stream.options import StreamOptions, camera_numbers
+from lean3r.stream.options import StreamOptions, camera_numbers, check_engine
 from lean3r.stream.store import Store, room
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def stream(
         raise UsageError(f"the model is a {type(model).__name__}; expected a loaded model: lean3r.load('nano').")
     options, run = options or StreamOptions(), RunOptions(resolution=resolution, seed=seed)
     run.check(model)
+    check_engine(model, intrinsics, RefineOptions.of(refine), StereoOptions.of(dense))
     window = options.window or USUAL
     settings = Settings(
         window=window,

@@ -14,7 +14,7 @@ from contracts.tiny import tiny
 from PIL import Image
 
 import lean3r
-from lean3r.errors import OutOfMemoryError
+from lean3r.errors import OutOfMemoryError, UsageError
 from lean3r.models.lingbot import LingbotMap
 from lean3r.pipeline.memory import used_bytes
 from lean3r.pipeline.observer import Observer
@@ -103,9 +103,7 @@ def test_past_the_trained_length_a_new_cache_is_joined_to_the_old_one(
     assert found[-1].flags & {"joined", "lost"} and found[-1].window == len(joins)
 
 
-def test_frames_stay_lost_however_often_a_cache_begins_anew(
-    model: LingbotMap, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frames_stay_lost_however_often_a_cache_begins_anew(model: LingbotMap, monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches are joined to each other, but not to the first one."""
     sound = Join(np.eye(4), 0.0, 0.0, 0.0, 0.0, 2, 2)
     monkeypatch.setattr(importlib.import_module("lean3r.stream.cached"), "join_results", lambda pairs: sound)
@@ -136,6 +134,20 @@ def test_short_streams_black_frames_and_other_sizes(model: LingbotMap) -> None:
     assert not any("lost" in each.flags for each in found[:10]) and all("lost" in each.flags for each in found[10:])
     assert (found[10].width, found[10].height) == (HEIGHT, WIDTH)
     assert np.allclose(found[10].cam_from_world, found[9].cam_from_world, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"intrinsics": (140.0, 140.0, 80.0, 56.0)},
+        {"refine": "on"},
+        {"refine": lean3r.RefineOptions(lens="pinhole")},
+        {"dense": "stereo"},
+    ],
+)
+def test_what_a_network_with_a_cache_cannot_do_is_refused(model: LingbotMap, asked: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="has no effect on a stream of lingbot-map"):
+        lean3r.stream(model, walk(2), options=OPTIONS, **asked)
 
 
 def test_a_limit_on_memory_shrinks_the_window_or_is_refused(model: LingbotMap) -> None:
