@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lean3r.errors import UsageError
 from lean3r.options import check_types, option
@@ -61,6 +62,30 @@ def check_engine(model: Backbone, intrinsics: Intrinsics | None, refine: RefineO
         raise UsageError(
             f"{what} has no effect on a stream of {model.name}: its network gives the cameras and the depth of every "
             "frame at once. Leave it out, or use another --model."
+        )
+
+
+def made_by(model: Backbone) -> dict[str, Any]:
+    """What another stream's network must share, if this one is to go on with its state."""
+    plan = None if model.plan is None else model.plan.as_dict()
+    return {"engine": model.STREAMS, "model": model.name, "weights": model.origin.hash, "plan": plan}
+
+
+def check_state(state: Mapping[str, Any], model: Backbone, options: StreamOptions, memory: str | int | None) -> None:
+    """UsageError if a stream with these options cannot begin with a `state`."""
+    made, here = state.get("made_by"), made_by(model)
+    if made is None:
+        raise UsageError("the state is that of no stream; expected what `state()` of a stream gave.")
+    if made != here:
+        found = "; ".join(
+            f"{key}: {made.get(key)} there, {here[key]} now" for key in here if made.get(key) != here[key]
+        )
+        raise UsageError(f"the state is that of a stream with another model ({found}). Use the same.")
+    window = state["fitted"]["window"]
+    if memory is not None or options.window not in (None, window):
+        raise UsageError(
+            f"the state is that of a stream with {window} keyframes in a window, which stay; leave out memory and "
+            "window."
         )
 
 

@@ -29,7 +29,7 @@ from lean3r.stream.cloud import Cloud
 from lean3r.stream.engine import Engine, Estimate, Frame, LooksAhead, Settings, revised
 from lean3r.stream.frames import Early, Live, Mark, Source, paths_of
 from lean3r.stream.latency import Times
-from lean3r.stream.options import StreamOptions, camera_numbers, check_engine
+from lean3r.stream.options import StreamOptions, camera_numbers, check_engine, check_state, made_by
 from lean3r.stream.store import Store, room
 
 if TYPE_CHECKING:
@@ -132,6 +132,8 @@ class Stream:
         self._since = 0
         if resume and out is None:
             raise UsageError("a stream without a folder cannot be resumed; name it.")
+        if state is not None:
+            check_state(state, model, options, memory)
         if resume and Source.is_once(source):
             raise UsageError("a camera cannot be resumed: its frames are gone. Start a new folder.")
 
@@ -141,6 +143,8 @@ class Stream:
         return self._settings
 
     def __iter__(self) -> Iterator[Estimate]:
+        if self.engine is not None:
+            raise UsageError("a stream is iterated over once: go on with the iterator that it gave, or make another.")
         store = self._open()
         start = time.perf_counter()
         checkpoint = None if store is None else store.checkpoint
@@ -221,13 +225,9 @@ class Stream:
 
     def _identity(self) -> dict[str, Any]:
         """What a stream must share with one that it resumes."""
-        settings, origin = self._settings, self.model.origin
-        plan = self.model.plan
+        settings = self._settings
         return {
-            "engine": self.model.STREAMS,
-            "model": self.model.name,
-            "weights": origin.hash,
-            "plan": None if plan is None else plan.as_dict(),
+            **made_by(self.model),
             "source": Source.describe(self._raw)[0],
             "memory": None if self.memory is None else str(self.memory),
             "settings": {
@@ -300,6 +300,7 @@ class Stream:
         assert self.engine is not None and self.cloud is not None
         return {
             **self._mark._asdict(),
+            "made_by": made_by(self.model),
             "fitted": {"window": self._settings.window, "overlap": self._settings.overlap}
             | {"resolution": self._settings.resolution},
             "engine": self.engine.state(),

@@ -8,6 +8,7 @@ import json
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import lean3r
 from lean3r.errors import UsageError
 from lean3r.stream.engine import Estimate
-from stream.walk import Looks, frame, walk
+from stream.walk import Knows, Looks, frame, walk
 
 OPTIONS = lean3r.StreamOptions(window=8, overlap=3)
 
@@ -62,6 +63,24 @@ def test_a_stream_that_began_with_a_state_is_resumed_where_it_was(
     assert 30 < rest[0].index < 99 and rest[-1].timestamp_s == whole[-1].timestamp_s == pytest.approx(2.9 + 1 + 6.9)
     for name in ("trajectory_tum.txt", "frames.bin", "cameras.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("model", "state", "more", "why"),
+    [
+        (Knows(), None, {}, "another model .model: looks there, knows now"),
+        (Looks(), {}, {}, "that of no stream"),
+        (Looks(), None, {"memory": "8GB"}, "leave out memory and window"),
+        (Looks(), None, {"options": lean3r.StreamOptions(window=16)}, "8 keyframes in a window, which stay"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(model: Knows, state: object, more: dict[str, Any], why: str) -> None:
+    first = lean3r.stream(Looks(), walk(9), options=OPTIONS, refine="off")
+    list(first)
+    with pytest.raises(UsageError, match=why):
+        lean3r.stream(model, walk(9), refine="off", state=first.state() if state is None else state, **more)
+    with pytest.raises(UsageError, match="iterated over once"):
+        list(first)
 
 
 def test_films_of_one_stream_are_joined_where_they_meet(tmp_path: Path) -> None:

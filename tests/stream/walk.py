@@ -109,6 +109,8 @@ class Drifts(Knows):
 class Looks(Knows):
     """Finds each picture on the wall, whenever it was taken."""
 
+    name = "looks"
+
     def __init__(self) -> None:
         super().__init__()
         shown = [PAINTED[90 : 90 + HEIGHT, left + 8 : left + WIDTH - 8] for left in range(3000)]
