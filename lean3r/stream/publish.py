@@ -58,6 +58,7 @@ class Publisher:
     def publish(self, engine: Engine, cloud: Cloud, figures: Mapping[str, Any], *, is_final: bool) -> int:
         """Write all files, each at once; predictions.npz, which copies all depth maps, only at the end. Returns how
         many frames are uncertain now."""
+        (self.store.folder / PREDICTIONS).unlink(missing_ok=True)  # those of a shorter stream, if it has grown since
         self._placements, self._rejoined = engine.placements, engine.rejoined
         uncertain = self._trajectories()
         more = {"stream": {**figures, "uncertain": uncertain}, "is_complete": is_final}

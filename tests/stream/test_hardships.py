@@ -85,6 +85,34 @@ def test_ctrl_c_keeps_a_result_and_the_stream_goes_on(tmp_path: Path) -> None:
     assert written(tmp_path / "cut") == written(tmp_path / "whole")
 
 
+def test_a_film_that_has_grown_leaves_no_depth_of_the_shorter_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cameras of more keyframes, and moved by loops since, would lie beside depth of fewer."""
+
+    class Grows(list):
+        def __iter__(self) -> Iterator[Any]:
+            yield from super().__iter__()
+            if len(self) == 80:
+                raise KeyboardInterrupt
+
+    def views(name: str) -> int:
+        if name.endswith("npz"):
+            return len(np.load(out / name)["names"])
+        return len(json.loads((out / name).read_text())["views"])
+
+    monkeypatch.setattr(running, "SAVING", 1e9)  # a checkpoint for every window
+    out, frames = tmp_path / "out", list(walk(90))
+    run(Grows(frames[:40]), out)
+    assert views("predictions.npz") == views("cameras.json")
+    with pytest.raises(KeyboardInterrupt):
+        run(Grows(frames[:80]), out, resume=True)
+    assert not (out / "predictions.npz").exists()
+    assert "predictions.npz" not in json.loads((out / "manifest.json").read_text())["files"]
+    run(Grows(frames), out, resume=True)
+    assert views("predictions.npz") == views("cameras.json")
+
+
 def test_ctrl_c_ends_the_stream_of_a_camera_in_good_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stopped(sources.Live):
         def __iter__(self) -> Iterator[Any]:
