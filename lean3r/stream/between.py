@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from lean3r.stream import sim3
+from lean3r.stream.keyframes import APART_S
 from lean3r.stream.looks import Seen
 from lean3r.stream.result import Result
 
@@ -44,14 +45,16 @@ def skips(first: Result, second: Result, results: Sequence[Result], gaps: Sequen
 
 def jumps(frames: Sequence[Seen], least: float) -> list[int]:
     """The numbers of those frames, in a row, before which the camera jumps in sight: the picture moves by `least` or
-    more, and JERK times as fast as before and after."""
+    more, and JERK times as fast as before and after, or after APART_S without a frame."""
     moved = [after.travelled - before.travelled for before, after in pairwise(frames)]
-    speeds = [far / (b.timestamp_s - a.timestamp_s) for far, (a, b) in zip(moved, pairwise(frames), strict=True)]
-    around = [0.0, *speeds, 0.0]
+    passed_s = [after.timestamp_s - before.timestamp_s for before, after in pairwise(frames)]
+    speeds = [0.0, *(far / time_s for far, time_s in zip(moved, passed_s, strict=True)), 0.0]
     return [
-        frames[i + 1].index
-        for i, far in enumerate(moved)
-        if frames[i].has_content and far >= least and speeds[i] > JERK * max(around[i], around[i + 2])
+        after.index
+        for i, (before, after) in enumerate(pairwise(frames))
+        if before.has_content
+        and moved[i] >= least
+        and (passed_s[i] >= APART_S or speeds[i + 1] > JERK * max(speeds[i], speeds[i + 2]))
     ]
 
 

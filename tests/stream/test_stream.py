@@ -65,11 +65,17 @@ def test_every_frame_gets_one_estimate_on_the_true_way() -> None:
     assert {each.window for each in found} == set(range(max(each.window for each in found) + 1))
 
 
-@pytest.mark.parametrize(("step_m", "jump_m"), [(0.03, 0.5), (0.05, 1.0), (0.05, 4.0)])
-def test_no_frame_lies_between_two_places_of_a_camera_that_jumps(step_m: float, jump_m: float) -> None:
-    """By the time alone, the last frames before a cut would be far on the way to the first camera behind it."""
-    xs = step_m * np.arange(80.0) + jump_m * (np.arange(80) > 39)
-    found = list(lean3r.stream(Looks(), [(i / 10, frame(x)) for i, x in enumerate(xs)], options=SMALL, refine="off"))
+@pytest.mark.parametrize(
+    ("step_m", "jump_m", "pause_s"), [(0.03, 0.5, 0), (0.05, 1.0, 0), (0.05, 4.0, 0), (0.08, 3.0, 1)]
+)
+def test_no_frame_lies_between_two_places_of_a_camera_that_jumps(step_m: float, jump_m: float, pause_s: float) -> None:
+    """By the time alone, the last frames before a cut, or before the camera was stopped for a while, would be far on
+    the way to the first camera behind it."""
+    xs, times_s = (
+        each * np.arange(80.0) + more * (np.arange(80) > 39) for each, more in ((step_m, jump_m), (0.1, pause_s))
+    )
+    frames = [(time_s, frame(x)) for time_s, x in zip(times_s, xs, strict=True)]
+    found = list(lean3r.stream(Looks(), frames, options=SMALL, refine="off"))
     sure = np.array(["uncertain" not in each.flags for each in found])
     way = centres(found)[:, 0]
     assert sure.sum() > 75
