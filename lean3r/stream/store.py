@@ -86,6 +86,7 @@ class Store:
             raise UsageError(f"another run is writing {folder}. Wait for it, or use another -o.")
         self._lock: BinaryIO = lock
         self._files: list[BinaryIO] = []
+        self._new: list[Path] = []  # keyframes since the last checkpoint
         try:
             self.checkpoint = None if is_new else self._check()
             if not is_new:
@@ -189,12 +190,19 @@ class Store:
                 original_from_network=np.array(each.source.original_from_network),
             )
         os.replace(part, path)
+        self._new.append(path)
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint: from here a killed stream goes on."""
         with room(self.folder):
+            # On the disk before the checkpoint that counts on them: it may outlive a power cut that they do not.
             for file in self._files:
                 file.flush()
+                os.fsync(file.fileno())
+            for path in self._new:
+                with path.open("r+b") as file:
+                    os.fsync(file.fileno())
+            self._new.clear()
             lengths = [file.tell() for file in self._files]
             with atomic_file(self.folder / CHECKPOINT) as part:
                 pack({**state, "lengths": lengths}, part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -111,6 +112,29 @@ def test_a_film_that_has_grown_leaves_no_depth_of_the_shorter_one(
     assert "predictions.npz" not in json.loads((out / "manifest.json").read_text())["files"]
     run(Grows(frames), out, resume=True)
     assert views("predictions.npz") == views("cameras.json")
+
+
+def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a power cut leaves a checkpoint of frames that are gone, and the stream cannot be resumed."""
+    synced: dict[int, int] = {}  # inode -> bytes
+    sync, pack, checkpoints = os.fsync, stores.pack, []
+
+    def fsync(number: int) -> None:
+        sync(number)
+        synced[os.fstat(number).st_ino] = os.fstat(number).st_size
+
+    def packed(state: dict[str, Any], path: Path) -> None:
+        files = [path for path in (tmp_path / "keyframes").iterdir() if path.suffix == ".npz"]
+        sizes = [path.stat().st_size for path in files] + state["lengths"]
+        files += [tmp_path / "frames.bin", tmp_path / "windows.jsonl"]
+        checkpoints.append([synced.get(path.stat().st_ino) == size for path, size in zip(files, sizes, strict=True)])
+        pack(state, path)
+
+    monkeypatch.setattr(running, "SAVING", 1e9)  # a checkpoint for every window
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(stores, "pack", packed)
+    run(walk(60), tmp_path)
+    assert len(checkpoints) > 1 and all(map(all, checkpoints))
 
 
 def test_ctrl_c_ends_the_stream_of_a_camera_in_good_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
