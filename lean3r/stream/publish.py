@@ -6,6 +6,7 @@ Nothing here holds more than a few frames at once, besides the cloud.
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import zipfile
 from collections import Counter
@@ -23,7 +24,7 @@ from lean3r.export.manifest import CONVENTIONS, LAYOUT_VERSION, toml
 from lean3r.export.ply import ply_bytes
 from lean3r.export.trajectory import HEAD, KITTI, TIMES, TUM, lines
 from lean3r.geometry.up import estimate_up
-from lean3r.scratch import atomic_file
+from lean3r.scratch import atomic_file, temporary_folder
 from lean3r.stream import sim3
 from lean3r.stream.cloud import Cloud
 from lean3r.stream.engine import Engine, flags_now
@@ -147,9 +148,12 @@ class Publisher:
             model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose[:3]))
         folder = self.store.folder / "sparse" / "0"
         folder.mkdir(parents=True, exist_ok=True)
-        model.write(folder)
-        with atomic_file(folder / "points3D.bin") as part:
-            part.write_bytes(_points(cloud))
+        with temporary_folder("model") as scratch:
+            model.write(scratch)
+            (scratch / "points3D.bin").write_bytes(_points(cloud))
+            for path in scratch.glob("*.bin"):
+                with atomic_file(folder / path.name) as part:
+                    shutil.copyfile(path, part)
 
     def _predictions(self, path: Path) -> None:
         """predictions.npz (docs/outputs.md), an array after the other, a keyframe at a time."""

@@ -22,6 +22,7 @@ from lean3r.cli.main import main
 from lean3r.errors import InputError, OutOfMemoryError, UsageError
 from lean3r.pipeline import load as loading
 from lean3r.stream import frames as sources
+from lean3r.stream import publish as publishing
 from lean3r.stream import run as running
 from lean3r.stream import store as stores
 from lean3r.stream.frames import QUEUE
@@ -249,12 +250,30 @@ def test_a_disk_that_fills_at_a_checkpoint_or_in_the_result(
             patch.setattr(stores, "pack", full)
             return whole(self, *arguments) if name == "save" else full()
 
+    monkeypatch.setattr(running, "SAVING", 1e9)  # a checkpoint for every window, however slow the disk is
     monkeypatch.setattr(kind, name, sometimes)
     with pytest.raises(UsageError, match=r"disk .* is full.*--resume"):
         run(source, tmp_path / "cut")
     monkeypatch.setattr(kind, name, whole)
     run(source, tmp_path / "cut", resume=True)
     assert written(tmp_path / "cut") == written(tmp_path / "whole")
+
+
+def test_a_disk_that_fills_under_the_model_leaves_the_one_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one without points, or half a one."""
+    run(walk(30), tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "sparse" / "0").iterdir()}
+    assert len(before["points3D.bin"]) > 1000
+
+    def full(_: Any) -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(publishing, "_points", full)
+    with pytest.raises(UsageError, match="is full"):
+        run(walk(30), tmp_path, resume=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "sparse" / "0").iterdir()} == before
 
 
 def test_a_stream_of_one_picture_over_and_over() -> None:
