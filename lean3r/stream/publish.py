@@ -235,6 +235,7 @@ def warnings_of(windows: Iterable[Mapping[str, Any]], frames: int, uncertain: in
             ("windows", True),
             ("not-refined", window.get("refinement") == "kept" and "reason" in window),
             ("zoom", window.get("zooms", False)),
+            ("distorted", window.get("is_distorted", False)),
             ("not-joined", window.get("join", {}).get("bad")),
         )
         if is_so
@@ -244,6 +245,8 @@ def warnings_of(windows: Iterable[Mapping[str, Any]], frames: int, uncertain: in
         "uncertain-views": f"{uncertain} of {frames} frames are uncertain: their cameras may be far off",
         "not-refined": f"{count['not-refined']} {of} are not refined: their cameras are the network's, and uncertain",
         "zoom": f"the lens zooms in {count['zoom']} {of}: frames there have focal lengths of their own",
+        "distorted": f"the lens bends straight lines in {count['distorted']} {of}: cameras and cloud have its pinhole "
+        "part alone, and are wrong towards the corners; undistort the video first",
         "not-joined": f"{count['not-joined']} {of} do not fit those before: what is in them may be elsewhere",
     }
     count["uncertain-views"] = uncertain

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lean3r.errors import LeanError
+from lean3r.geometry.lens import colmap_camera, pinhole_part
 from lean3r.models.base import Backbone
 from lean3r.pipeline.reconstruct import reconstruct
 from lean3r.pipeline.refining import applies
@@ -29,6 +30,9 @@ from lean3r.types import Reconstruction, Source
 logger = logging.getLogger("lean3r")
 
 CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
+DISTORTED = (
+    0.01  # of the longer side, at a corner, from which the pinhole part of a lens is said to be no more than that
+)
 ISLAND = 5  # keyframes in a row that are trusted although those around them are not
 NO_CLOUD = {"conf_percentile": 99.99, "max_points": 100}  # the stream has a cloud of its own
 
@@ -86,6 +90,7 @@ class Solver:
             "certain": sum(result.is_certain for result in results),
             "refinement": report["status"],
             **{key: report[key] for key in ("reason", "zooms") if key in report},
+            "is_distorted": distortion(scene) > DISTORTED,
             "focal_px": round(float(np.median([r.original_intrinsics[0, 0] for r in results])), 3),
         }
 
@@ -133,6 +138,17 @@ class Solver:
 def zooms(scene: Reconstruction) -> bool:
     """Whether refinement found that the focal length changes from frame to frame, or is not the one that was given."""
     return scene.info.get("refinement", {}).get("zooms", False)
+
+
+def distortion(scene: Reconstruction) -> float:
+    """How far a corner of the picture is from where the pinhole part of the lens, all that a stream keeps of it, has
+    it: as a share of the longer side. Infinite where the lens shows no corner."""
+    if not scene.lenses:
+        return 0.0
+    lens, (width, height) = scene.lenses[0], (scene.sources[0].width, scene.sources[0].height)
+    slopes = np.asarray(colmap_camera(lens, width, height).cam_from_img(np.zeros((1, 2))), np.float64)
+    away = float(np.linalg.norm((pinhole_part(lens) @ [*slopes.reshape(-1), 1.0])[:2])) / max(width, height)
+    return away if np.isfinite(away) else np.inf
 
 
 def doubt_islands(results: Sequence[Result]) -> None:

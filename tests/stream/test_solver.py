@@ -12,7 +12,9 @@ import pytest
 
 import lean3r
 from lean3r.stream import solver
+from lean3r.stream.publish import warnings_of
 from lean3r.stream.solver import Solver, doubt_islands
+from lean3r.types import Lens, Source
 from stream.walk import Knows, walk
 
 
@@ -41,11 +43,26 @@ def test_a_window_whose_refinement_failed_is_doubted_and_says_why(
     """If it was not asked for, nothing was tried, and nothing failed."""
     keyframes: Any = [SimpleNamespace(index=i, size=(4, 3)) for i in range(3)]
     results = [SimpleNamespace(is_certain=True, original_intrinsics=np.eye(3)) for _ in keyframes]
-    monkeypatch.setattr(Solver, "_run", lambda self, keyframes, joined: (SimpleNamespace(info=info), False))
+    monkeypatch.setattr(Solver, "_run", lambda self, keyframes, joined: (SimpleNamespace(info=info, lenses=()), False))
     monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: results)
     found = Solver(None, None).window(keyframes)  # type: ignore[arg-type]
     assert found is not None and found[1]["certain"] == certain
     assert found[1].get("reason") == info.get("refinement", {}).get("reason")
+
+
+@pytest.mark.parametrize(("bend", "is_told"), [(-0.18, True), (0.1, True), (-0.01, False), (None, False)])
+def test_a_lens_that_bends_lines_is_told(bend: float | None, is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream keeps its pinhole part alone."""
+    lens = Lens("SIMPLE_RADIAL", (500.0, 270.0, 180.0, bend or 0.0))
+    source = Source("a.png", 540, 360, (2, 2, 0, 0))
+    keyframes: Any = [SimpleNamespace(index=0, size=(540, 360))]
+    scene = SimpleNamespace(info={}, lenses=() if bend is None else (lens,), sources=(source,))
+    results = [SimpleNamespace(is_certain=True, original_intrinsics=np.eye(3))]
+    monkeypatch.setattr(Solver, "_run", lambda self, keyframes, joined: (scene, False))
+    monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: results)
+    found = Solver(None, None).window(keyframes)  # type: ignore[arg-type]
+    assert found is not None
+    assert [w["code"] for w in warnings_of([json.loads(json.dumps(found[1]))], 1, 0)] == ["distorted"] * is_told
 
 
 def test_intrinsics_of_the_windows_before_are_given_up_when_the_lens_zooms(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +73,7 @@ def test_intrinsics_of_the_windows_before_are_given_up_when_the_lens_zooms(monke
     def run(self: Solver, keyframes: object, joined: object) -> tuple[object, bool]:
         given.append((4, 3) in self.intrinsics)
         report = {"status": "fallback", "trusted": 3} | ({"zooms": True} if zooming else {})
-        return SimpleNamespace(info={"refinement": report}), given[-1]
+        return SimpleNamespace(info={"refinement": report}, lenses=()), given[-1]
 
     monkeypatch.setattr(Solver, "_run", run)
     monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: results)
