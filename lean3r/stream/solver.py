@@ -30,9 +30,7 @@ from lean3r.types import Reconstruction, Source
 logger = logging.getLogger("lean3r")
 
 CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
-DISTORTED = (
-    0.01  # of the longer side, at a corner, from which the pinhole part of a lens is said to be no more than that
-)
+DISTORTED = 0.01  # of the longer side: how far lines bend at a corner, from which the loss of that is told
 ISLAND = 5  # keyframes in a row that are trusted although those around them are not
 NO_CLOUD = {"conf_percentile": 99.99, "max_points": 100}  # the stream has a cloud of its own
 
