@@ -41,10 +41,10 @@ def sharpened(matches: Matches, mapper: Mapper, built: Built) -> Built:
     solid = solid_of_hollow(mapper, model)
     model = model if solid is None else adjusted(mapper, solid)
     again = Built.of(mapper.job, matches, model, built.answer.report["start"])
-    if again is not None and again.answer.trusted.sum() >= built.answer.trusted.sum():
-        return again
-    doubted = () if solid is None else range(len(mapper.job.views))
-    return built._replace(answer=built.answer.with_doubts(doubted, HOLLOW))
+    if solid is not None:  # what was built is wrong
+        return again or built._replace(answer=built.answer.with_doubts(range(len(mapper.job.views)), HOLLOW))
+    is_as_good = again is not None and again.answer.trusted.sum() >= built.answer.trusted.sum()
+    return again if again is not None and is_as_good else built
 
 
 def solid_of_hollow(mapper: Mapper, model: pycolmap.Reconstruction) -> pycolmap.Reconstruction | None:
