@@ -25,6 +25,7 @@ from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.kept_frames import DECODERS, LOOKAHEAD, NOT_KEPT, PNG_LEVEL, FrameKeeper, KeptFrame
 from lean3r.inputs.listing import Listing, Still, find_pictures, nothing_usable
 from lean3r.inputs.masks import Masks, check_folder
+from lean3r.inputs.past import Past
 from lean3r.inputs.upright import turned, upright
 from lean3r.inputs.video import Clip, Frame, read_frames
 from lean3r.inputs.views import (
@@ -62,13 +63,14 @@ class Pictures:
 
     `kept` is a folder in which refinement keeps what it finds in the pictures for the next run, which shows some of
     them again; None: nowhere. Refinement finds nothing unless so many first pictures are `meeting` others in a match,
-    and doubts what hangs loosely on those that are `joined` to what was found before (their numbers). In a `chain`,
-    each picture is known to overlap with the one before.
+    and doubts what hangs loosely on those that are `joined` to what was found before (their numbers). It goes on from
+    what was found of the `past`. In a `chain`, each picture is known to overlap with the one before.
     """
 
     kept: Path | None = None
     meeting: int = 0
     joined: tuple[int, ...] = ()
+    past: Past | None = None
     chain: bool = False
 
     def __init__(

@@ -81,7 +81,8 @@ def answer_of(
         return None
     if accept.turn_only(matches, [cameras[view.group] for view in job.views]):
         return None
-    before = accept.fit(matches, _before(job), job.cam_from_world, has | job.held)
+    seen_before = (has | job.held) & np.isfinite(job.cam_from_world).all((1, 2))  # the past is not the network's
+    before = accept.fit(matches, _before(job), job.cam_from_world, seen_before)
     placed = np.where(has[:, None, None], poses, np.nan)  # a match with an unregistered view counts as a miss
     placed[job.held] = job.start[job.held]
     used = [cameras[v.group] for v in job.views]

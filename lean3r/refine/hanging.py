@@ -27,9 +27,8 @@ def rescale_hanging(
     `scales` [S] are those of the shrunk pictures that the answer refers to; `held` [S] views count as firm. Directions
     between views do not change.
     """
-    seen = np.zeros((len(answer.xyz), len(answer.has)), bool)
-    seen[answer.point, answer.view] = True
-    firm = sorted({*firm_part(seen, LEAST_BRIDGE), *np.flatnonzero(held & answer.has).tolist()})
+    seen = _seen(answer)
+    firm = sorted({*firm_views(answer), *np.flatnonzero(held & answer.has).tolist()})
     if 2 * len(firm) < answer.has.sum():
         return answer, []
     ratios = depth_ratios(reconstruction, answer, answer.xy / scales[answer.view][:, None])
@@ -44,6 +43,17 @@ def rescale_hanging(
         answer = _scale_part(answer, seen, part, hinge, _median(ratios[mine]) / usual)
         moved += part
     return answer, sorted(moved)
+
+
+def firm_views(answer: Answer) -> list[int]:
+    """The views that do not hang."""
+    return firm_part(_seen(answer), LEAST_BRIDGE)
+
+
+def _seen(answer: Answer) -> np.ndarray:
+    seen = np.zeros((len(answer.xyz), len(answer.has)), bool)
+    seen[answer.point, answer.view] = True
+    return seen
 
 
 def hanging_parts(seen: np.ndarray, firm: Sequence[int], registered: np.ndarray) -> list[tuple[list[int], int]]:

@@ -55,7 +55,9 @@ class Job:
     start from, start [S, 4, 4]; which of them are `held` [S] bool fixed (none, or at least two in different places);
     the pairs [P, 2] of views that probably overlap (None: all); the runs of consecutive views of a video; a folder
     in which features are `kept` between jobs (None: nowhere); how many first views must be `meeting` others in a
-    match, or no model is made (0: any); and the views by which the model is `joined` to what was found before."""
+    match, or no model is made (0: any); the views by which the model is `joined` to what was found before; and how many
+    first views are of the `past`: their poses in `start` were found before, and only that model is made which goes on
+    from these."""
 
     views: tuple[View, ...]
     groups: tuple[Group, ...]
@@ -70,6 +72,7 @@ class Job:
     kept: Path | None = None
     meeting: int = 0
     joined: tuple[int, ...] = ()
+    past: int = 0
 
     @property
     def knows_focals(self) -> bool:
@@ -92,6 +95,22 @@ class Job:
         views = tuple(replace(view, group=number) for number, view in enumerate(self.views))
         return replace(self, views=views, groups=tuple(groups))
 
+    def behind_past(self) -> Job:
+        """The views that are not of the past, numbered from 0."""
+        first = self.past
+        return replace(
+            self,
+            views=self.views[first:],
+            cam_from_world=self.cam_from_world[first:],
+            pinholes=self.pinholes[first:],
+            start=self.start[first:],
+            held=self.held[first:],
+            pairs=None,
+            sequences=tuple(tuple(view - first for view in run if view >= first) for run in self.sequences),
+            joined=tuple(view - first for view in self.joined),
+            past=0,
+        )
+
     def write(self, folder: Path) -> None:
         """Into job.json and job.npz."""
         plain = {
@@ -103,6 +122,7 @@ class Job:
             "kept": None if self.kept is None else str(self.kept),
             "meeting": self.meeting,
             "joined": self.joined,
+            "past": self.past,
         }
         (folder / "job.json").write_text(json.dumps(plain))
         arrays = {"cam_from_world": self.cam_from_world, "pinholes": self.pinholes, "start": self.start}
@@ -131,6 +151,7 @@ class Job:
             None if plain["kept"] is None else Path(plain["kept"]),
             plain["meeting"],
             tuple(plain["joined"]),
+            plain["past"],
         )
 
 
@@ -166,6 +187,26 @@ class Answer:
         """The same with more views that are not trusted."""
         doubts = [reason if view in views else doubt for view, doubt in enumerate(self.report["doubts"])]
         return replace(self, report={**self.report, "doubts": doubts})
+
+    def behind(self, past: int) -> Answer:
+        """The answer for the views behind so many first ones, and all points."""
+        of_views = ("view_matches", "view_inliers", "view_error_px")
+        fits = {
+            key: {**self.report[key], **{name: self.report[key][name][past:] for name in of_views}}
+            for key in ("before", "after")
+        }
+        more = {key: self.report[key][past:] for key in ("parts", "doubts")}
+        seen = self.view >= past
+        return replace(
+            self,
+            cam_from_world=self.cam_from_world[past:],
+            has=self.has[past:],
+            camera=self.camera[past:],
+            point=self.point[seen],
+            view=self.view[seen] - past,
+            xy=self.xy[seen],
+            report={**self.report, **fits, **more},
+        )
 
     def with_note(self, note: str) -> Answer:
         """The same with one more note for the user."""

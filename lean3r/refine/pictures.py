@@ -50,7 +50,7 @@ def write_originals(sources: Sequence[Source], pictures: Pictures, side: int, fi
         decoded = round(source.width / image.width)  # some formats decode at a half, a quarter or an eighth
         is_same = (math.ceil(source.width / decoded), math.ceil(source.height / decoded)) == image.size
         if is_same:
-            _shrink(image, source, scale_of(source, side), decoded).save(files[view])
+            shrunk(image, source, scale_of(source, side), decoded).save(files[view])
         written[view] = is_same
     return written
 
@@ -65,7 +65,8 @@ def write_masks(masks: Masks, sources: Sequence[Source], side: int, files: list[
         Image.fromarray(counts.astype(np.uint8) * 255).save(file)
 
 
-def _shrink(image: Image.Image, source: Source, scale: float, decoded: int) -> Image.Image:
+def shrunk(image: Image.Image, source: Source, scale: float, decoded: int) -> Image.Image:
+    """The picture of a source, decoded so many times smaller, as it is searched: grey, shrunk by `scale`."""
     width, height = size_of(source, scale)
     grey = image.convert("L")
     if (width, height) == image.size and decoded == 1:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,19 +19,16 @@ from lean3r.inputs.pictures import Pictures
 from lean3r.processes import python_command, wait, with_threads_of_its_own
 from lean3r.refine import accept
 from lean3r.refine.depth import follow
-from lean3r.refine.hanging import rescale_hanging
-from lean3r.refine.job import MASKS, OUT_OF_TIME, PICTURES, Answer, Group, Job, View
+from lean3r.refine.hanging import firm_views, rescale_hanging
+from lean3r.refine.job import OUT_OF_TIME, Answer, Job
 from lean3r.refine.options import KnownCameras, RefineOptions
-from lean3r.refine.pairs import likely_pairs
-from lean3r.refine.pictures import scale_of, size_of, write_masks, write_pictures
-from lean3r.refine.sequence import sequences
+from lean3r.refine.prepare import prepare
 from lean3r.refine.slip import SLIPPED, slipped
 from lean3r.refine.steady import steadied
-from lean3r.refine.world import are_apart, depth_ratios, depth_scale, into_known, into_predicted, origin_view
+from lean3r.refine.world import depth_ratios, depth_scale, into_known, into_predicted, origin_view
 from lean3r.scratch import temporary_folder
-from lean3r.types import Lens, Reconstruction, Registration, Source, SparsePoints, with_warning
+from lean3r.types import Lens, Reconstruction, Registration, SparsePoints, with_warning
 
-THREADS = 2
 FITTING = 0.75  # least share of verified matches that true poses fit
 MISFIT = (
     "the known poses fit only {:.0%} of the matches between the pictures; correct poses fit nearly all. Check their "
@@ -40,7 +36,6 @@ MISFIT = (
 )
 ZOOMS = "the lens zooms during the video: each of its frames has a focal length of its own"
 UNCONFIRMED = "nothing in the pictures confirms the known poses: no points could be triangulated with them"
-SAME_FOCAL = 1e-3  # relative: one focal length stands for both, and one distortion for four that overfit
 PATIENCE = 10  # seconds on the clock per second of work, if no limit is stated: a hanging process is ended
 TIME_UP = "it ran out of time (give it more with --refine-seconds N)"
 
@@ -77,6 +72,11 @@ def run(
         if job.held.any():
             reconstruction = with_warning(reconstruction, "known-poses", UNCONFIRMED)
         return keep_predicted(reconstruction, report, reason, start)
+    answer, firm = steadied(answer, job.sequences, [view.timestamp_s for view in job.views]), job.held
+    whole, past = answer, job.past
+    if past:  # what follows is of the other views
+        firm = np.isin(np.arange(past, len(job.views)), firm_views(answer))
+        answer, job = answer.behind(past), job.behind_past()
     before, after = (accept.Fit(**answer.report[key]) for key in ("before", "after"))
     scales = np.array([view.scale for view in job.views])
     report |= {
@@ -103,8 +103,7 @@ def run(
         doubts = Counter(doubt for doubt in answer.report["doubts"] if doubt is not None)
         return keep_predicted(reconstruction, report, f"its views are doubted: {doubts.most_common(1)[0][0]}", start)
     report["notes"] = answer.report["notes"] + ([f"{ended}; what was done by then is used"] if ended else [])
-    answer = steadied(answer, job.sequences, [view.timestamp_s for view in job.views])
-    answer, moved = rescale_hanging(answer, reconstruction, scales, job.held)
+    answer, moved = rescale_hanging(answer, reconstruction, scales, firm)
     answer = answer.with_doubts(
         moved, "too few shared points constrain its scale; it was taken from the network's depth"
     )
@@ -112,6 +111,8 @@ def run(
         ratios = depth_ratios(reconstruction, answer, answer.xy / scales[answer.view][:, None])
         answer = answer.with_doubts(slipped(ratios, answer.view, job.sequences, answer.trusted), SLIPPED)
     refined = place(reconstruction, job, answer.of_trusted(), known)
+    if past:
+        report["past"] = {"past": _poses(whole)[:past], "views": _poses(answer)}  # in one world
     refined = follow(refined) if follow_depth else refined
     label = "refined" if answer.report["start"] else "fallback"
     for said, part, doubt in zip(report["views"], answer.report["parts"], answer.report["doubts"], strict=True):
@@ -119,6 +120,12 @@ def run(
     report |= {"status": label, "registered": int(answer.has.sum()), "trusted": int(answer.trusted.sum())}
     refined = with_warning(refined, "zoom", ZOOMS) if zooms else refined
     return with_report(warn_uncertain(refined, answer), report, start)
+
+
+def _poses(answer: Answer) -> list[list[list[float]] | None]:
+    """Those of the trusted cameras; None for others."""
+    trusted = answer.has & answer.trusted
+    return [pose if sure else None for pose, sure in zip(answer.cam_from_world.tolist(), trusted, strict=True)]
 
 
 def warn_uncertain(reconstruction: Reconstruction, answer: Answer) -> Reconstruction:
@@ -144,113 +151,6 @@ def with_report(reconstruction: Reconstruction, report: dict, start: float) -> R
     """A result with the report of its refinement in `info`."""
     report = {**report, "seconds": round(time.perf_counter() - start, 3)}
     return replace(reconstruction, info={**reconstruction.info, "refinement": report})
-
-
-def prepare(
-    reconstruction: Reconstruction,
-    pictures: Pictures | None,
-    options: RefineOptions,
-    known: KnownCameras,
-    masks: Masks | None,
-    folder: Path,
-) -> Job:
-    """Write the job and its pictures into a folder."""
-    sources = reconstruction.sources
-    scales = [scale_of(source, options.side) for source in sources]
-    keys = camera_keys(sources, options, known)
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    files = [f"{numbers[key]}/{view:06d}.bmp" for view, key in enumerate(keys)]
-    paths = [folder / PICTURES / file for file in files]
-    written = write_pictures(reconstruction, pictures, options.side, paths)
-    if masks is not None:
-        write_masks(masks, sources, options.side, [folder / MASKS / f"{file}.png" for file in files])
-    views = tuple(
-        View(numbers[key], scale, file if is_there else None, source.timestamp_s)
-        for key, scale, file, is_there, source in zip(keys, scales, files, written, sources, strict=True)
-    )
-    matrices = reconstruction.original_intrinsics * np.array(scales)[:, None, None]
-    pinholes = matrices[:, [0, 1, 0, 1], [0, 1, 2, 2]]
-    groups = tuple(
-        _group(sources, [v for v, key in enumerate(keys) if key == wanted], pinholes, scales, options, known)
-        for wanted in numbers
-    )
-    start, held = reconstruction.cam_from_world, known.has_pose(len(sources))
-    if known.cam_from_world is not None:
-        start = np.where(held[:, None, None], known.cam_from_world, start)
-    if not known.are_fixed or not are_apart(start[held]):
-        held = np.zeros(len(sources), bool)
-    pairs = likely_pairs(reconstruction)
-    job = Job(
-        views,
-        groups,
-        reconstruction.cam_from_world,
-        pinholes,
-        start,
-        held,
-        pairs,
-        options.features,
-        THREADS,
-        tuple(map(tuple, sequences(sources))),
-        None if pictures is None else pictures.kept,
-        0 if pictures is None else pictures.meeting,
-        () if pictures is None else pictures.joined,
-    )
-    job.write(folder)
-    return job
-
-
-def camera_keys(sources: Sequence[Source], options: RefineOptions, known: KnownCameras) -> list[Hashable]:
-    """A key for each view; views with the same key share a camera. Pictures without a focal length in EXIF join those
-    of their size, if these state only one."""
-    if options.share_lens == "never":
-        return list(range(len(sources)))
-    stated = {
-        (s.width, s.height): {t.focal_px for t in sources if (t.width, t.height) == (s.width, s.height)} - {None}
-        for s in sources
-    }
-    keys: list[Hashable] = []
-    for view, source in enumerate(sources):
-        stands = known.intrinsics is not None and np.isfinite(known.intrinsics[view]).all()
-        matrix = tuple(known.intrinsics[view].ravel()) if known.intrinsics is not None and stands else None
-        is_one = options.share_lens == "always" or len(stated[source.width, source.height]) <= 1
-        lens = known.lenses[view] if known.lenses else None
-        keys.append((source.width, source.height, None if is_one else source.focal_px, matrix, lens))
-    return keys
-
-
-def _group(
-    sources: Sequence[Source],
-    views: list[int],
-    pinholes: np.ndarray,
-    scales: list[float],
-    options: RefineOptions,
-    known: KnownCameras,
-) -> Group:
-    first = views[0]
-    source, scale = sources[first], scales[first]
-    width, height = size_of(source, scale)
-    if known.lenses and (lens := known.lenses[first]) is not None:
-        return Group(width, height, lens.model, scale_lens(lens, scale, scale).params, fixed=True)
-    matrices = known.intrinsics
-    model = "SIMPLE_RADIAL" if options.lens == "auto" else options.lens.upper().replace("-", "_")
-    if matrices is not None and np.isfinite(matrices[first]).all():
-        fx, fy, cx, cy = (float(value) * scale for value in matrices[first][[0, 1, 0, 1], [0, 1, 2, 2]])
-        # An adjustment cannot hold the focal lengths of some cameras alone.
-        if "PINHOLE" in model or not np.isfinite(matrices).all():
-            return Group(width, height, "PINHOLE", (fx, fy, cx, cy), fixed=True)
-        model = model if abs(fx / fy - 1) < SAME_FOCAL else "OPENCV"
-        focals, more = LENSES[model]
-        params = (*([(fx + fy) / 2] if focals == 1 else [fx, fy]), cx, cy, *[0.0] * more)
-        return Group(width, height, model, params, trusted=True, focal_fixed=True)
-    stated = [sources[view].focal_px for view in views]
-    stated = [value for value in stated if value is not None]
-    trusted = 2 * len(stated) > len(views)
-    focal = float(np.median(stated)) * scale if trusted else float(np.median(pinholes[views][:, :2]))
-    focals, more = LENSES[model]
-    params = (*[focal] * focals, source.width * scale / 2, source.height * scale / 2, *[0.0] * more)
-    assumed = not trusted and options.share_lens == "auto"
-    lens_assumed = options.lens == "auto"
-    return Group(width, height, model, params, trusted=trusted, assumed=assumed, lens_assumed=lens_assumed)
 
 
 def work(folder: Path, seconds: float, processor_seconds: float = math.inf) -> str | None:

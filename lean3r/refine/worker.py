@@ -199,7 +199,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     if len(views) >= max(2, matched / 2):
         candidates += filter(None, [Built.of(job, matches, mapper.from_poses(job.start, views), True)])
     found: list[Built] = []
-    if not candidates or len(job.views) <= FEW or not is_enough(candidates[0].answer, matched):
+    if not candidates or len(job.views) <= FEW or not is_enough(job, candidates[0].answer, matched):
         found = by_methods(job, matches, mapper, here, database)
         candidates += soundest(found) if job.sequences else found
     best = max(candidates, key=lambda built: fitness(job, built.answer), default=None)
@@ -370,9 +370,10 @@ def share(answer: Answer) -> float:
     return fitting(answer) / max(answer.report["matches"], 1)
 
 
-def is_enough(answer: Answer, matched: int) -> bool:
-    """Whether a model explains the matches."""
-    return int(answer.has.sum()) >= matched and fitting(answer) >= ENOUGH * answer.report["matches"]
+def is_enough(job: Job, answer: Answer, matched: int) -> bool:
+    """Whether a model explains the matches; one that goes on from the past also has to trust all that it matched."""
+    count = int((answer.trusted if job.past else answer.has).sum())
+    return count >= matched and fitting(answer) >= ENOUGH * answer.report["matches"]
 
 
 def _end_in_time(processor_seconds: float) -> None:

@@ -1,6 +1,7 @@
 """Memory first: how many keyframes, of which size, are reconstructed at once.
 
-peak = process before + network on a window + window, carried, remembered and waiting frames + cloud and its thinning
+peak = process before + network on a window + window, carried, remembered and waiting frames, and a short film's
+    + cloud and its thinning
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from lean3r.inputs.views import network_size
 from lean3r.models.base import Backbone
 from lean3r.pipeline.budget import CHUNKS
 from lean3r.pipeline.memory import Predictor, Setting, in_units, parse_memory, used_bytes
+from lean3r.pipeline.refining import applies
 from lean3r.stream.engine import Settings
+from lean3r.stream.film import most_bytes
 from lean3r.stream.loops import landmark_bytes
 from lean3r.stream.options import StreamOptions
 from lean3r.stream.pictures import LONGEST
@@ -48,13 +51,14 @@ def fit_stream(
     sides = [each for each in sides if each >= 6 * model.patch] or [side]
     windows = [options.window] if options.window else sorted(n for n in WINDOWS if n <= settings.window)
     cloud = CLOUD_BYTES * settings.points.max_points if device.type == "cpu" else 0
+    film = most_bytes(settings.refine.side, height, width) if applies(settings.refine, model, True) else 0
     least = 0
 
     def cost(window: int, columns: int, rows: int) -> tuple[int, int]:
         """Bytes of the process with the network, and of frames."""
         network = predictor.peak(Setting(window, rows, columns, CHUNKS[-1], model.origin.dtype))
         kept = (3 * window + REACH + 1) * frame_bytes + NETWORK_FRAME_BYTES * rows * columns * window
-        kept += settings.landmarks * landmark_bytes(height, width, rows, columns) + queue * math.prod(shape)
+        kept += settings.landmarks * landmark_bytes(height, width, rows, columns) + queue * math.prod(shape) + film
         return network, 0 if device.type == "cuda" else kept
 
     for each in sides:

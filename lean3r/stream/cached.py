@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ WINDOWS = (4, 8, 16, 24, 32, 48, 64, 96, 128)
 class CachedEngine:
     """See the module and Engine. The network sees the last `settings.window` keyframes in full, besides the anchors."""
 
-    version, rejoined = 0, ()  # what has been given out is never revised
+    version, rejoined, bends = 0, (), MappingProxyType({})  # what has been given out is never revised
 
     def __init__(self, model: Backbone, settings: Settings) -> None:
         self.model, self.settings = as_causal(model), settings

@@ -10,6 +10,7 @@ import torch
 
 from lean3r.geometry.points import edge_mask
 from lean3r.stream import sim3
+from lean3r.stream.bend import Bend
 from lean3r.stream.engine import Estimate
 
 GROWTH = 1.25
@@ -23,6 +24,7 @@ class Cloud:
 
     key [P] int64 is a voxel's number, ascending; xyz [P, 3] float32; rgb [P, 3] uint8; conf [P] float32; window [P]
     int32 is the number of the window that placed the point; frame [P] int32 is the index of the keyframe that saw it.
+    `bent` are the windows whose points have followed their bend.
     """
 
     def __init__(self, most: int, percentile: float) -> None:
@@ -30,6 +32,7 @@ class Cloud:
         self.key, self.conf, self.window = np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int32)
         self.xyz, self.rgb = np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8)
         self.frame = np.zeros(0, np.int32)
+        self.bent = set[int]()
 
     def __len__(self) -> int:
         return len(self.key)
@@ -87,14 +90,19 @@ class Cloud:
         cell = np.floor(xyz.astype(np.float64) / self.side).astype(np.int64) + _SPAN
         return (cell[:, 0] * 2 * _SPAN + cell[:, 1]) * 2 * _SPAN + cell[:, 2]
 
-    def move(self, before: np.ndarray, after: np.ndarray) -> None:
-        """Follow windows [W, 4, 4] that have moved from one placement to another."""
+    def move(self, before: np.ndarray, after: np.ndarray, bends: Mapping[int, Bend]) -> None:
+        """Follow windows [W, 4, 4] that have moved from one placement to another, and those that bend now."""
         xyz = self.xyz.astype(np.float64)
         for window in np.unique(self.window):
-            change = after[window] @ np.linalg.inv(before[window])
-            if not np.allclose(change, np.eye(4), atol=1e-12):
-                mine = self.window == window
-                xyz[mine] = sim3.move_points(change, xyz[mine])
+            back, mine = np.linalg.inv(before[window]), self.window == window
+            if window in bends and window not in self.bent:
+                for frame in np.unique(self.frame[mine]):
+                    seen = mine & (self.frame == frame)
+                    change = after[window] @ bends[window].matrix(frame) @ back
+                    xyz[seen] = sim3.move_points(change, xyz[seen])
+            elif not np.allclose(after[window] @ back, np.eye(4), atol=1e-12):
+                xyz[mine] = sim3.move_points(after[window] @ back, xyz[mine])
+        self.bent |= bends.keys()
         more = self._arrays[2:]
         self._set(tuple(array[:0] for array in self._arrays))
         self._merge(xyz.astype(np.float32), *more)
@@ -106,11 +114,11 @@ class Cloud:
 
     def state(self) -> dict[str, Any]:
         """See Engine.state."""
-        return {"side": self.side, **dict(zip(_ARRAYS, self._arrays, strict=True))}
+        return {"side": self.side, "bent": sorted(self.bent), **dict(zip(_ARRAYS, self._arrays, strict=True))}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Engine.restore."""
-        self.side = state["side"]
+        self.side, self.bent = state["side"], set(state["bent"])
         for name in _ARRAYS:
             setattr(self, name, state[name])
 

@@ -12,6 +12,7 @@ from lean3r.options import PointOptions
 from lean3r.refine.options import RefineOptions
 from lean3r.stereo.options import StereoOptions
 from lean3r.stream import sim3
+from lean3r.stream.bend import Bend, bent
 
 if TYPE_CHECKING:
     from lean3r.models.base import Backbone
@@ -165,6 +166,9 @@ class Engine(Protocol):
     version: int
     """How often earlier windows were revised."""
 
+    bends: Mapping[int, Bend]
+    """How windows bend, by their number: what is within them was revised too."""
+
     rejoined: Sequence[Sequence[int]]
     """Ranges [first, end) of windows that nothing joined to the first one, until a loop did."""
 
@@ -209,7 +213,9 @@ def revised(estimate: Estimate, engine: Engine) -> Estimate:
     growth = sim3.parts(placement)[0] / sim3.parts(estimate.placement)[0]
     return replace(
         estimate,
-        cam_from_world=sim3.move_poses(placement, estimate.in_window),
+        cam_from_world=sim3.move_poses(
+            placement, bent(engine.bends, estimate.window, estimate.index, estimate.in_window)
+        ),
         placement=placement,
         flags=flags_now(estimate.flags, estimate.window, engine.rejoined),
         version=engine.version,

@@ -18,6 +18,7 @@ from PIL import Image
 from lean3r.inputs.views import Picture, assemble
 from lean3r.models.base import Backbone
 from lean3r.stream import sim3
+from lean3r.stream.bend import Bend, bent
 from lean3r.stream.graph import Edge, off, solve
 from lean3r.stream.join import Join, Shared, join
 from lean3r.stream.pictures import Keyframe, picture_of
@@ -97,6 +98,18 @@ class Loop(NamedTuple):
     old: int
     new: int
 
+    def as_dict(self, moved: np.ndarray) -> dict[str, Any]:
+        """For a report, if closing it moves the last window so [4, 4]."""
+        scale, rotation, shift = sim3.parts(moved)
+        return {
+            "frame": self.new,
+            "with": self.old,
+            "window": self.edge.first,
+            "moved": round(float(np.linalg.norm(shift)), 6),
+            "angle_deg": round(float(np.rad2deg(sim3.angle_rad(rotation))), 4),
+            "scale_ratio": round(scale, 6),
+        }
+
 
 class Loops:
     """The memory of a stream, of `most` keyframes (0: none), and the edges of its pose graph.
@@ -131,6 +144,17 @@ class Loops:
             return None
         return solved
 
+    def settle(self, placements: Sequence[np.ndarray], first: int, bends: Mapping[int, Bend]) -> None:
+        """Joins and loops between windows from the `first` on say from now on what their placements do, and what is
+        remembered of those that bend now lies where they have it."""
+        for number, edge in enumerate(self.edges):
+            if edge.first >= first:
+                matrix = np.linalg.inv(placements[edge.first]) @ placements[edge.second]
+                self.edges[number] = replace(edge, matrix=matrix, is_failed=False)
+        self._landmarks = [
+            replace(each, pose=bent(bends, each.window, each.keyframe.index, each.pose)) for each in self._landmarks
+        ]
+
     def joined(self, count: int, first: int) -> set[int]:
         """Those of `count` windows that sound joins and loops lead to from window number `first`."""
         part = list(range(count))  # the least number of a window that each is joined to, as far as is known
@@ -143,15 +167,17 @@ class Loops:
                 break
         return {window for window in range(count) if part[window] == part[first]}
 
-    def search(self, results: Sequence[Result], placements: Sequence[np.ndarray], solver: Solver) -> Loop | None:
-        """A place that the keyframes of the last window show again, if there is one; then remembers them."""
+    def search(
+        self, results: Sequence[Result], placements: Sequence[np.ndarray], solver: Solver, start: int
+    ) -> Loop | None:
+        """A place of before keyframe number `start` that the keyframes of the last window show again, if there is one;
+        then remembers them."""
         if not self.most:
             return None
         window = len(placements) - 1
         sure = [result for result in results if _is_sure(result)]
         seen = self._appearance([Picture(result.source, result.image) for result in sure])
         loop = None
-        start = min((result.keyframe.index for result in results), default=0)
         for old, new in self._candidates(seen, window - APART, start):
             if (loop := self._check(old, sure, new, placements, solver)) is not None:
                 break

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lean3r.geometry.content import emptiness
 from lean3r.inputs.frames import FrameChoice
+from lean3r.inputs.past import Past
 from lean3r.inputs.pictures import Pictures
 from lean3r.inputs.views import Picture, assemble, fit, network_size
 from lean3r.stream.engine import Frame
@@ -76,9 +77,15 @@ class Recent(Pictures):
     """Keyframes as `Pictures`: read again and again from memory, with their times, as frames of one video."""
 
     def __init__(
-        self, keyframes: Sequence[Keyframe], kept: Path | None = None, meeting: int = 0, joined: Sequence[int] = ()
+        self,
+        keyframes: Sequence[Keyframe],
+        kept: Path | None = None,
+        meeting: int = 0,
+        joined: Sequence[int] = (),
+        past: Past | None = None,
     ) -> None:
-        self.kept, self.meeting, self.joined, self.chain = kept, meeting, tuple(joined), not meeting
+        self.kept, self.meeting, self.joined, self.past = kept, meeting, tuple(joined), past
+        self.chain = not meeting
         self.inputs, self.frames, self.keep_frames = ("a stream",), FrameChoice(), False
         self._keyframes = {keyframe.name: keyframe for keyframe in keyframes}
         self.names = tuple(self._keyframes)

@@ -26,6 +26,7 @@ from lean3r.export.trajectory import HEAD, KITTI, TIMES, TUM, lines
 from lean3r.geometry.up import estimate_up
 from lean3r.scratch import atomic_file, temporary_folder
 from lean3r.stream import sim3
+from lean3r.stream.bend import bent
 from lean3r.stream.cloud import Cloud
 from lean3r.stream.engine import Engine, flags_now
 from lean3r.stream.store import (
@@ -60,7 +61,7 @@ class Publisher:
         """Write all files, each at once; predictions.npz, which copies all depth maps, only at the end. Returns how
         many frames are uncertain now."""
         (self.store.folder / PREDICTIONS).unlink(missing_ok=True)  # those of a shorter stream, if it has grown since
-        self._placements, self._rejoined = engine.placements, engine.rejoined
+        self._placements, self._bends, self._rejoined = engine.placements, engine.bends, engine.rejoined
         uncertain = self._trajectories()
         more = {"stream": {**figures, "uncertain": uncertain}, "is_complete": is_final}
         views = self._cameras()
@@ -80,7 +81,9 @@ class Publisher:
         """Records, with the poses cam_from_world [4, 4] as of now."""
         for chunk in self.store.records():
             for record in chunk:
-                yield record, sim3.move_poses(self._placements[record["window"]], pose_of(record))
+                window = int(record["window"])
+                pose = bent(self._bends, window, int(record["index"]), pose_of(record))
+                yield record, sim3.move_poses(self._placements[window], pose)
 
     def _keyframes(self) -> Iterator[tuple[np.void, np.ndarray]]:
         for record, pose in self._frames():

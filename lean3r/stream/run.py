@@ -272,7 +272,7 @@ class Stream:
                 self.delays.add(now - arrived.popleft()[1])
         placements = self.engine.placements
         if self.engine.version != self._version:
-            self.cloud.move(self._placements, placements)
+            self.cloud.move(self._placements, placements, self.engine.bends)
         self._placements, self._version = placements, self.engine.version
         self.cloud.add(estimates)
         self.frames += len(estimates)

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lean3r.errors import LeanError
 from lean3r.geometry.lens import colmap_camera, pinhole_part
+from lean3r.inputs.past import Past
 from lean3r.models.base import Backbone
 from lean3r.pipeline.reconstruct import reconstruct
 from lean3r.pipeline.refining import applies
 from lean3r.processes import give_memory_back
 from lean3r.refine.ahead import Ahead
+from lean3r.refine.world import into_known
 from lean3r.scratch import temporary_folder
 from lean3r.stream.engine import Settings
 from lean3r.stream.options import given_camera
@@ -32,6 +35,7 @@ logger = logging.getLogger("lean3r")
 CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
 DISTORTED = 0.01  # of the longer side: how far lines bend at a corner, from which the loss of that is told
 ISLAND = 5  # keyframes in a row that are trusted although those around them are not
+Pose = Sequence[Sequence[float]]  # [4, 4]
 NO_CLOUD = {"conf_percentile": 99.99, "max_points": 100}  # the stream has a cloud of its own
 
 
@@ -48,18 +52,21 @@ class Solver:
 
     def prepare(self, keyframes: Sequence[Keyframe]) -> None:
         """Begin with what refinement needs of keyframes that a later window will have, beside everything else."""
-        if applies(self.settings.refine, self.model, True):
+        if self.refines:
             sources = [Source(each.name, *each.size, timestamp_s=each.timestamp_s) for each in keyframes]
             self._ahead.begin(sources, Recent(keyframes, self._kept), self.settings.refine)
 
     def window(
-        self, keyframes: Sequence[Keyframe], joined: Sequence[int] = ()
+        self, keyframes: Sequence[Keyframe], joined: Sequence[int] = (), past: Past | None = None
     ) -> tuple[list[Result], dict[str, Any]] | None:
         """The results of a window, in its own world, and its report; None if it cannot be reconstructed. Keyframes of
-        these numbers are those by which it will be `joined` to the windows before."""
+        these numbers are those by which it will be `joined` to the windows before. If refinement cannot go on from the
+        `past`, it begins anew."""
         self._ahead.end()
         try:
-            scene, is_calibrated = self._run(keyframes, joined=joined)
+            scene, is_calibrated = self._run(keyframes, joined=joined, past=past)
+            if past is not None and (zooms(scene) or scene.info["refinement"]["status"] == "kept"):
+                scene, is_calibrated = self._run(keyframes, joined=joined)
             if is_calibrated and self.settings.intrinsics is None and zooms(scene):
                 self.intrinsics.clear()  # those of the windows before are not true any more
                 scene, is_calibrated = self._run(keyframes, joined=joined)
@@ -88,9 +95,23 @@ class Solver:
             "certain": sum(result.is_certain for result in results),
             "refinement": report["status"],
             **{key: report[key] for key in ("reason", "zooms") if key in report},
+            **({"past": past_in(results, **report["past"])} if "past" in report else {}),
             "is_distorted": distortion(scene) > DISTORTED,
             "focal_px": round(float(np.median([r.original_intrinsics[0, 0] for r in results])), 3),
         }
+
+    @property
+    def refines(self) -> bool:
+        """Whether windows are refined."""
+        return applies(self.settings.refine, self.model, True)
+
+    def knows_intrinsics(self, keyframes: Sequence[Keyframe]) -> bool:
+        """Whether those of the keyframes are known, and the same."""
+        return len({keyframe.size for keyframe in keyframes}) == 1 and self._intrinsics(keyframes) is not None
+
+    def _intrinsics(self, keyframes: Sequence[Keyframe]) -> tuple[float, ...] | None:
+        sizes = {keyframe.size for keyframe in keyframes}
+        return self.settings.intrinsics or (self.intrinsics.get(next(iter(sizes))) if len(sizes) == 1 else None)
 
     def together(self, old: Sequence[Keyframe], new: Sequence[Keyframe]) -> list[Result] | None:
         """Old and new keyframes in one world; None unless matches confirm it, where they are refined."""
@@ -108,18 +129,20 @@ class Solver:
         return self._scratch.enter_context(temporary_folder("stream"))
 
     def _run(
-        self, keyframes: Sequence[Keyframe], meeting: int = 0, joined: Sequence[int] = ()
+        self,
+        keyframes: Sequence[Keyframe],
+        meeting: int = 0,
+        joined: Sequence[int] = (),
+        past: Past | None = None,
     ) -> tuple[Reconstruction, bool]:
         """The reconstruction of keyframes, and whether their intrinsics were known before. So many first ones must be
         `meeting` the others in a match, or nothing is refined."""
-        settings, sizes = self.settings, {keyframe.size for keyframe in keyframes}
-        known = self.intrinsics.get(next(iter(sizes))) if len(sizes) == 1 else None
-        intrinsics = settings.intrinsics or known
+        settings, intrinsics = self.settings, self._intrinsics(keyframes)
         give_memory_back()  # that of the cloud and of a checkpoint would stay beneath that of the window
         with _quiet():  # each window would repeat its warnings: flags and reports say what is uncertain
             scene = reconstruct(
                 self.model,
-                Recent(keyframes, None if settings.refine.when == "off" else self._kept, meeting, joined),
+                Recent(keyframes, None if settings.refine.when == "off" else self._kept, meeting, joined, past),
                 cameras=None if intrinsics is None else given_camera(intrinsics),
                 resolution=settings.resolution,
                 seed=settings.seed,
@@ -131,6 +154,18 @@ class Solver:
         if scene.info.get("refinement", {}).get("reason") == "interrupted":
             raise KeyboardInterrupt
         return scene, intrinsics is not None
+
+
+def past_in(
+    results: Sequence[Result], past: Sequence[Pose | None], views: Sequence[Pose | None]
+) -> list[np.ndarray | None]:
+    """Where the cameras of the `past` are in the world of a window's results, whose cameras lay at `views` beside them;
+    None for those that are doubted."""
+    sure = [(np.array(view), result.pose) for view, result in zip(views, results, strict=True) if view is not None]
+    fit = into_known(*(np.stack(poses) for poses in zip(*sure, strict=True))) if sure else None
+    if fit is None:
+        return [None] * len(past)
+    return [None if pose is None else fit.apply_to_poses(torch.tensor([pose]).double())[0].numpy() for pose in past]
 
 
 def zooms(scene: Reconstruction) -> bool:

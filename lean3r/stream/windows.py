@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 
 from lean3r.errors import UsageError
+from lean3r.inputs.past import Past
 from lean3r.models.base import Backbone
 from lean3r.stream import sim3
+from lean3r.stream.bend import Bend
 from lean3r.stream.between import beside, beyond, bridge, interpolated, jumps, lens_between, skips
 from lean3r.stream.budget import fit_stream
 from lean3r.stream.engine import Estimate, Frame, Settings, place
+from lean3r.stream.film import MOST, Film
 from lean3r.stream.join import Join
 from lean3r.stream.looks import Look, Looks, Seen
 from lean3r.stream.loops import PREDICTED, Loops
@@ -61,6 +64,8 @@ class WindowEngine:
         self._has_anchor = False
         self._goes_back = False  # whether most keyframes of the next window are shared with the last one
         self._loops = Loops(model, settings.landmarks)
+        self.bends: dict[int, Bend] = {}
+        self._film = Film(settings.refine.side, MOST if self._solver.refines else 0)
         self.version = 0
         self.rejoined: list[list[int]] = []
         self._first: int | None = None  # the first window with a certain camera
@@ -112,6 +117,7 @@ class WindowEngine:
         can."""
         known = self._end(ended)
         self._carried, self._spare, self._way = [], [], {}
+        self._film.begin()
         return known
 
     def finish(self) -> list[Estimate]:
@@ -134,17 +140,30 @@ class WindowEngine:
         """Reconstruct the keyframes that wait, join them to the windows before, and give the frames up to the part that
         the next window will know better."""
         keyframes = [result.keyframe for result in self._carried] + self._waiting
-        results = self._reconstruct(keyframes)
+        goes_on = is_last and self._solver.knows_intrinsics(keyframes)
+        past = self._film.past(self._carried, self._placements, keyframes) if goes_on else None
+        results = self._reconstruct(keyframes, past)
+        if past is not None and results is not None and not join_results(self._pairs(results)).is_good:
+            self._reports.pop()
+            results = self._reconstruct(keyframes)
         self._waiting = []
         if results is None:
+            self._film.begin()
             return self._rest(np.inf if is_last else self._settled)
         self._loops.spread = 1.0 if self._how else PREDICTED
         found = join_results(self._pairs(results)) if self._carried else None
         known = [] if found is None or found.is_good else self._left_behind()
+        if found is not None and not found.is_good:
+            self._film.begin()
+        shared = [(old, new) for old, new in self._pairs(results) if old.is_certain and new.is_certain]
         standing = self._place(results, found)
+        start = keyframes[0].index  # what was before it can be a loop
+        if (poses := self._reports[-1].pop("past", None)) is not None:
+            self._settle(shared, poses)
+            start = self._film.first
         if self._first is None and any(result.is_certain for result in results):
             self._first = len(self._placements) - 1
-        self._standing = self._close(results, standing) | self._how
+        self._standing = self._close(results, standing, start) | self._how
         for each in self._pending:
             self._way[each.index] = each.travelled, each.moving_s
         for result in results:
@@ -174,10 +193,10 @@ class WindowEngine:
             known.append(self._estimate(frame, np.eye(4), np.full((3, 3), np.nan), frozenset(flags)))
         return known
 
-    def _reconstruct(self, keyframes: Sequence[Keyframe]) -> list[Result] | None:
-        """The window's results, in its own world; None if it cannot be reconstructed."""
+    def _reconstruct(self, keyframes: Sequence[Keyframe], past: Past | None = None) -> list[Result] | None:
+        """The window's results, in its own world; None if it cannot be reconstructed. See Solver.window."""
         joined = [i for i, result in enumerate(self._carried) if result.is_certain]
-        found = self._solver.window(keyframes, joined)
+        found = self._solver.window(keyframes, joined, past)
         if found is None:
             return None
         results, report = found
@@ -185,10 +204,18 @@ class WindowEngine:
         self._reports.append({"window": len(self._placements), **report})
         return results
 
-    def _close(self, results: Sequence[Result], standing: frozenset[str]) -> frozenset[str]:
-        """Close a loop, if the window shows a place of before; the flags of its frames, which were `standing`."""
+    def _settle(self, shared: Sequence[tuple[Result, Result]], past: Sequence[np.ndarray | None]) -> None:
+        """Put the windows of a film as the last one, which went on from them all, has their keyframes."""
+        self._placements, bends = self._film.settled(self._placements, past, shared)
+        self.bends |= bends
+        self._loops.settle(self._placements, self._film.window, bends)
+        self.version += 1
+
+    def _close(self, results: Sequence[Result], standing: frozenset[str], start: int) -> frozenset[str]:
+        """Close a loop, if the window shows a place of before keyframe number `start`; the flags of its frames, which
+        were `standing`."""
         before = self._placements
-        loop = self._loops.search(results, before, self._solver)
+        loop = self._loops.search(results, before, self._solver, start)
         placements = None if loop is None else self._loops.solve(before)
         if loop is None or placements is None:
             return standing
@@ -197,15 +224,7 @@ class WindowEngine:
         met = self._apart & self._loops.joined(len(before), self._first or 0)
         self._apart -= met
         self.rejoined += [[window, window + 1] for window in sorted(met) if window < len(before) - 1]
-        moved = np.linalg.inv(before[-1]) @ self._placements[-1]
-        self._reports[-1]["loop"] = {
-            "frame": loop.new,
-            "with": loop.old,
-            "window": loop.edge.first,
-            "moved": round(float(np.linalg.norm(moved[:3, 3])), 6),
-            "angle_deg": round(float(np.rad2deg(sim3.angle_rad(sim3.parts(moved)[1]))), 4),
-            "scale_ratio": round(sim3.parts(moved)[0], 6),
-        }
+        self._reports[-1]["loop"] = loop.as_dict(np.linalg.inv(before[-1]) @ self._placements[-1])
         doubts = {"lost"} if len(before) - 1 in self._apart else {"apart", "lost"}
         return standing - doubts | {"joined", "loop"}
 
@@ -275,7 +294,8 @@ class WindowEngine:
         of_frame = {result.keyframe.index: result for result in results}
         cuts = jumps([*self._pending], self.settings.step / 2)
         gaps = [frame.index for frame in self._pending if not frame.has_content] + cuts
-        known = []
+        known, given = [], [of_frame[frame.index] for frame in self._pending if frame.index in of_frame]
+        self._film.add([result for result in given if result.keyframe.index <= last], len(self._placements) - 1)
         while self._pending and self._pending[0].index <= last:
             frame = self._pending.popleft()
             result = of_frame.get(frame.index)
@@ -363,7 +383,7 @@ class WindowEngine:
         kept = sum(result.bytes for result in [*self._spare, *self._carried]) + sum(
             each.pixels.nbytes for each in [*self._waiting, *(each for look in self._ahead for each in look.chosen)]
         )
-        return kept + self._looks.bytes + self._loops.bytes
+        return kept + self._looks.bytes + self._loops.bytes + self._film.bytes
 
     def state(self) -> dict[str, Any]:
         """See Engine."""
@@ -380,6 +400,8 @@ class WindowEngine:
             "has_anchor": self._has_anchor,
             "goes_back": self._goes_back,
             "loops": self._loops.state(),
+            "film": self._film.state(),
+            "bends": [[window, bend.state()] for window, bend in self.bends.items()],
             "version": self.version,
             "first": self._first,
             "apart": sorted(self._apart),
@@ -399,6 +421,8 @@ class WindowEngine:
         self._standing, self._has_anchor = frozenset(state["standing"]), state["has_anchor"]
         self._goes_back = state["goes_back"]
         self._loops.restore(state["loops"])
+        self._film.restore(state["film"])
+        self.bends = {window: Bend.restored(each) for window, each in state["bends"]}
         self.version, self._first, self._apart = state["version"], state["first"], set(state["apart"])
         self.rejoined = [list(each) for each in state["rejoined"]]
         self._note_ways()

@@ -1,0 +1,159 @@
+"""The film that a stream shows, as long as it is short: then its last window goes on from all that was found of it.
+
+A window knows its own keyframes only. At the end of a film few others see the last ones, while a walk often ends where
+it began: together with all keyframes before them, these are found (an office walk: its last frames are 28 cm off at
+most by themselves, or 12). A long film is left to loops (loops.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lean3r.inputs.past import Past
+from lean3r.refine.pictures import scale_of, shrunk
+from lean3r.refine.rivals import STEPS
+from lean3r.refine.world import into_known
+from lean3r.stream import sim3
+from lean3r.stream.bend import Bend
+from lean3r.stream.pictures import Keyframe
+from lean3r.stream.result import Result
+
+MOST, MOST_BYTES = 128, 100_000_000  # keyframes of a short film, and their pictures; refinement grows with their number
+LEAST = 3  # keyframes that place a window
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A keyframe whose camera is certain: its number and time, the grey picture [H, W] uint8 in which refinement finds
+    features, and its pose [4, 4] in window number `window`."""
+
+    index: int
+    timestamp_s: float
+    picture: np.ndarray
+    window: int
+    pose: np.ndarray
+
+
+class Film:
+    """The keyframes of a film that have their estimates; none if they were ever more than `most`, or too large. Their
+    pictures are at most `side` pixels long."""
+
+    def __init__(self, side: int, most: int = MOST) -> None:
+        self.side, self.most = side, most
+        self.begin()
+
+    def begin(self) -> None:
+        """A film begins."""
+        self._shown: list[Shown] = []
+        self._is_long = not self.most
+
+    def end(self) -> None:
+        """Forget the film: it is long, or its windows are not joined."""
+        self._shown, self._is_long = [], True
+
+    def add(self, results: Sequence[Result], window: int) -> None:
+        """Keyframes have their estimates by this window."""
+        if self._is_long:
+            return
+        for result in results:
+            if not (result.is_certain and result.is_registered):
+                continue
+            keyframe = result.keyframe
+            grey = shrunk(
+                Image.fromarray(keyframe.pixels), result.source, scale_of(result.source, self.side), keyframe.factor
+            )
+            self._shown.append(Shown(keyframe.index, keyframe.timestamp_s, np.asarray(grey), window, result.pose))
+        sizes = {shown.picture.shape for shown in self._shown}
+        if len(self._shown) > self.most or self.bytes > MOST_BYTES or len(sizes) > 1:
+            self.end()
+
+    def past(
+        self, carried: Sequence[Result], placements: Sequence[np.ndarray], keyframes: Sequence[Keyframe]
+    ) -> Past | None:
+        """What is known of the film before a window of these keyframes, in the world of the window before, whose
+        results are `carried`; None if that is nothing, or if the film is long."""
+        before = [shown for shown in self._shown if shown.index < keyframes[0].index]
+        if not before or len(before) + len(keyframes) > self.most:
+            return None
+        into = np.linalg.inv(placements[-1])
+        return Past(
+            tuple(shown.timestamp_s for shown in before),
+            tuple(shown.picture for shown in before),
+            np.stack([sim3.move_poses(into @ placements[shown.window], shown.pose) for shown in before]),
+            {result.keyframe.name: result.pose for result in carried if result.is_certain and result.is_registered},
+        )
+
+    def settled(
+        self,
+        placements: Sequence[np.ndarray],
+        past: Sequence[np.ndarray | None],
+        shared: Sequence[tuple[Result, Result]],
+    ) -> tuple[list[np.ndarray], dict[int, Bend]]:
+        """The placements after a window that went on from the past, and how windows bend: so that keyframes lie as it
+        has them, at poses `past` [4, 4] in its world (None where it doubts them), and windows as the frames that it has
+        `shared` with the one before. The first window of the film stays."""
+        told = [(shown, pose) for shown, pose in zip(self._shown, past, strict=False) if pose is not None]
+        last, first = len(placements) - 1, self._shown[0].window
+        of_window = {w: [(each.pose, pose) for each, pose in told if each.window == w] for w in range(first, last)}
+        of_window[last - 1] += [(before.pose, now.pose) for before, now in shared]
+        into = {last: np.eye(4)}  # the world of the last window
+        for window in range(last - 1, first - 1, -1):
+            poses = np.array(of_window[window]).reshape(-1, 2, 4, 4)
+            fit = into_known(poses[:, 0], poses[:, 1]) if len(poses) >= LEAST else None
+            if fit is None:  # it keeps its place beside the next one
+                into[window] = into[window + 1] @ np.linalg.inv(placements[window + 1]) @ placements[window]
+            else:
+                into[window] = sim3.make(float(fit.scale), fit.rotation.numpy(), fit.translation.numpy())
+        world = placements[first] @ np.linalg.inv(into[first])
+        settled = [world @ into[i] if i > first else placement for i, placement in enumerate(placements)]
+        bends = {}
+        for window in range(first, last):
+            mine = [(each, pose) for each, pose in told if each.window == window]
+            if mine:
+                before, now = np.stack([each.pose for each, _ in mine]), np.stack([pose for _, pose in mine])
+                now = sim3.move_poses(np.linalg.inv(into[window]), now)
+                if _differ(before, now):
+                    bends[window] = Bend.between([each.index for each, _ in mine], before, now)
+        return settled, bends
+
+    @property
+    def window(self) -> int:
+        """The number of the film's first window."""
+        return self._shown[0].window
+
+    @property
+    def first(self) -> int:
+        """The number of the film's first keyframe."""
+        return self._shown[0].index
+
+    @property
+    def bytes(self) -> int:
+        """Of the pictures."""
+        return sum(shown.picture.nbytes for shown in self._shown)
+
+    def state(self) -> dict[str, Any]:
+        """See Engine.state."""
+        return {"shown": [dict(vars(shown)) for shown in self._shown], "is_long": self._is_long}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See Engine.restore."""
+        self._shown, self._is_long = [Shown(**each) for each in state["shown"]], state["is_long"]
+
+
+def _differ(before: np.ndarray, now: np.ndarray) -> bool:
+    """Whether two models have any of consecutive cameras [K, 4, 4] in different places (see rivals.py). Otherwise none
+    of the two is the better one, and what lies between keyframes stays as smooth as it was."""
+    centres, others = sim3.centres(before), sim3.centres(now)
+    step = np.median(np.linalg.norm(np.diff(centres, axis=0), axis=1)) if len(centres) > 1 else 0.0
+    return bool(np.linalg.norm(centres - others, axis=1).max() > STEPS * step)
+
+
+def most_bytes(side: int, height: int, width: int) -> int:
+    """Of a film's keyframes, at most, of frames of this size."""
+    scale = min(1.0, side / max(height, width))
+    return min(MOST_BYTES, round(MOST * scale**2 * height * width))
