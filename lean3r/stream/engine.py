@@ -200,6 +200,10 @@ class LooksAhead(Protocol):
         """Take the next frame before its turn: the next call of `push` or `finish` goes on with it."""
         ...
 
+    def go_on(self) -> list[Estimate]:
+        """The estimates that are known next by the frames before their turn; none when these tell no more."""
+        ...
+
     def prepare(self) -> None:
         """Nothing more is looked at for now: begin with what the frames before their turn will need."""
         ...

@@ -208,6 +208,10 @@ class Stream:
                 live.close()  # the usual way to end a camera's stream
             if self.engine is None:
                 return  # there was no frame
+            # One window after the other: the next one may move what is known by then, and the cloud with it.
+            while isinstance(self.engine, LooksAhead) and (estimates := self.engine.go_on()):
+                self._take(estimates, arrived, store, start)
+                yield from estimates
             estimates = self.engine.finish()
             self._take(estimates, arrived, store, start)
             yield from estimates

@@ -76,6 +76,10 @@ class WindowEngine:
     def push(self, frame: Frame) -> list[Estimate]:
         """See Engine."""
         self.look(frame)
+        return self.go_on()
+
+    def go_on(self) -> list[Estimate]:
+        """See LooksAhead."""
         known = []
         while self._ahead and not known:  # what is known goes out at once
             known = self._take(self._ahead.popleft())
@@ -124,7 +128,7 @@ class WindowEngine:
         """See Engine."""
         known = []
         while self._ahead:
-            known += self._take(self._ahead.popleft())
+            known += self.go_on()
         return known + self._end(self._looks.end())
 
     def _end(self, ended: Sequence[Keyframe]) -> list[Estimate]:

@@ -1,0 +1,81 @@
+"""Short films whose last window goes on from all keyframes before it: what was given out before follows, everywhere."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+import lean3r
+from lean3r import processes
+from lean3r.inputs.past import Past
+from lean3r.refine.world import into_known
+from lean3r.stream.pictures import Keyframe
+from lean3r.stream.run import Stream
+from lean3r.stream.solver import Solver
+from stream.walk import FOCAL, HEIGHT, WIDTH, Knows, walk
+
+OPTIONS = lean3r.StreamOptions(window=8, overlap=3)
+INTRINSICS = FOCAL, FOCAL, WIDTH / 2, HEIGHT / 2
+ASIDE = range(27)  # the frames of a film that its last window has elsewhere
+
+
+def settling(monkeypatch: pytest.MonkeyPatch, *, looks_ahead: bool = False) -> list[Past | None]:
+    """Windows as if they were refined, the last one of a film with its past; returns the pasts. Meanwhile the stream
+    `looks_ahead` as far as it can, or not at all."""
+    solve, given = Solver.window, list[Past | None]()
+
+    def window(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], past: Past | None) -> Any:
+        piece = processes._pieces.get()
+        while looks_ahead and piece is not None and piece():
+            pass
+        found = solve(self, keyframes, joined, None)
+        given.append(past)
+        if found is not None and past is not None:
+            results, report = found
+            shared = [(past.known[r.keyframe.name], r.pose) for r in results if r.keyframe.name in past.known]
+            fit = into_known(*(np.stack(poses) for poses in zip(*shared, strict=True)))
+            assert fit is not None
+            poses = fit.apply_to_poses(torch.from_numpy(past.cam_from_world)).numpy()
+            step = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).mean()
+            aside = [round(10 * time_s) % 110 in ASIDE for time_s in past.times_s]
+            poses[:, 1, 3] += 5 * step * np.array(aside)
+            report["past"] = list(poses)
+        return found
+
+    monkeypatch.setattr(Solver, "window", window)
+    monkeypatch.setattr(Solver, "refines", True)
+    monkeypatch.setattr(Solver, "prepare", lambda *more: None)
+    return given
+
+
+def film(path: Path, count: int = 110) -> Path:
+    """A video of the walk, without loss."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10, width=WIDTH, height=HEIGHT, pix_fmt="bgr0")
+        for _, image in walk(count):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
+        container.mux(stream.encode(None))
+    return path
+
+
+def stream(source: Any, out: Path | None = None, **more: Any) -> Stream:
+    return lean3r.stream(Knows(), source, out, options=OPTIONS, refine="off", intrinsics=INTRINSICS, **more)
+
+
+def test_how_far_a_stream_looks_ahead_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is known only at the end lay in the cloud where it was before the last window settled."""
+    path, clouds = film(tmp_path / "a.mkv", 103), []
+    for looks_ahead in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.import_module("lean3r.stream.windows"), "MOST_PENDING", 22)
+            given, found = settling(patch, looks_ahead=looks_ahead), stream(path)
+            assert len(list(found)) == 103 and given[-1] is not None and found.cloud is not None
+            clouds.append(found.cloud)
+    assert np.array_equal(clouds[0].xyz, clouds[1].xyz) and np.array_equal(clouds[0].frame, clouds[1].frame)
