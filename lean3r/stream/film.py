@@ -110,6 +110,8 @@ class Film:
             else:
                 into[window] = sim3.make(float(fit.scale), fit.rotation.numpy(), fit.translation.numpy())
         world = placements[first] @ np.linalg.inv(into[first])
+        fresh = {now.keyframe.index: now.pose for _, now in shared}  # frames of the window before reach up to them
+        told += [(shown, fresh[shown.index]) for shown in self._shown if shown.index in fresh]
         settled = [world @ into[i] if i > first else placement for i, placement in enumerate(placements)]
         bends = {}
         for window in range(first, last):

@@ -16,9 +16,12 @@ import lean3r
 from lean3r import processes
 from lean3r.inputs.past import Past
 from lean3r.refine.world import into_known
+from lean3r.stream.bend import bent
+from lean3r.stream.film import Film
 from lean3r.stream.pictures import Keyframe
 from lean3r.stream.run import Stream
 from lean3r.stream.solver import Solver
+from stream.test_film import poses, result
 from stream.walk import FOCAL, HEIGHT, WIDTH, Knows, walk
 
 OPTIONS = lean3r.StreamOptions(window=8, overlap=3)
@@ -79,3 +82,20 @@ def test_how_far_a_stream_looks_ahead_changes_nothing(monkeypatch: pytest.Monkey
             assert len(list(found)) == 103 and given[-1] is not None and found.cloud is not None
             clouds.append(found.cloud)
     assert np.array_equal(clouds[0].xyz, clouds[1].xyz) and np.array_equal(clouds[0].frame, clouds[1].frame)
+
+
+def test_a_window_bends_only_up_to_the_frames_that_the_last_one_shares() -> None:
+    """Frames behind the last one of the past took its bend, though the last window has them where they were."""
+    shown, still = Film(1600), [np.eye(4)] * 3
+    way = [result(i, pose) for i, pose in enumerate(poses(20))]
+    shown.add(way[:6], 0)
+    shown.add(way[6:16], 1)
+    past = shown.past(way[12:], still[:2], [each.keyframe for each in way[12:]])
+    assert past is not None and len(past.times_s) == 12
+    told = [each.pose.copy() for each in way[:12]]
+    told[11][:3, 3] += 5
+    settled, bends = shown.settled(still, told, [(each, each) for each in way[12:]])
+    assert np.allclose(settled, still, atol=1e-2) and list(bends) == [1]
+    assert np.allclose(bent(bends, 1, 11, way[11].pose), told[11], atol=0.1)
+    for each in way[12:16]:
+        assert np.allclose(bent(bends, 1, each.keyframe.index, each.pose), each.pose, atol=0.1)
