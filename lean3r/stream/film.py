@@ -53,7 +53,7 @@ class Film:
         self._is_long = not self.most
 
     def end(self) -> None:
-        """Forget the film: it is long, or its windows are not joined."""
+        """Forget the film: it is long, or its frames do not share a camera."""
         self._shown, self._is_long = [], True
 
     def add(self, results: Sequence[Result], window: int) -> None:

@@ -159,6 +159,8 @@ class WindowEngine:
         known = [] if found is None or found.is_good else self._left_behind()
         if found is not None and not found.is_good:
             self._film.begin()
+        if self._reports[-1].get("zooms"):
+            self._film.end()  # with the last window its keyframes would share one focal length
         shared = [(old, new) for old, new in self._pairs(results) if old.is_certain and new.is_certain]
         standing = self._place(results, found)
         start = keyframes[0].index  # what was before it can be a loop

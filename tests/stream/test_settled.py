@@ -99,3 +99,19 @@ def test_a_window_bends_only_up_to_the_frames_that_the_last_one_shares() -> None
     assert np.allclose(bent(bends, 1, 11, way[11].pose), told[11], atol=0.1)
     for each in way[12:16]:
         assert np.allclose(bent(bends, 1, each.keyframe.index, each.pose), each.pose, atol=0.1)
+
+
+def test_a_film_in_which_the_lens_zoomed_is_not_gone_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keyframes have focal lengths of their own, and the last window's would be taken for theirs."""
+    given = settling(monkeypatch)
+    solve = Solver.window
+
+    def zooming(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], past: Past | None) -> Any:
+        found = solve(self, keyframes, joined, past)
+        if found is not None and keyframes[0].index == 0:
+            found[1]["zooms"] = True
+        return found
+
+    monkeypatch.setattr(Solver, "window", zooming)
+    list(stream(walk(110)))
+    assert given and not any(given)
