@@ -29,11 +29,12 @@ LEAST = 3  # keyframes that place a window
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A keyframe whose camera is certain: its number and time, the grey picture [H, W] uint8 in which refinement finds
-    features, and its pose [4, 4] in window number `window`."""
+    """A keyframe whose camera is certain: its number, time and (width, height), the grey picture [H, W] uint8 in which
+    refinement finds features, and its pose [4, 4] in window number `window`."""
 
     index: int
     timestamp_s: float
+    size: tuple[int, int]
     picture: np.ndarray
     window: int
     pose: np.ndarray
@@ -67,8 +68,9 @@ class Film:
             grey = shrunk(
                 Image.fromarray(keyframe.pixels), result.source, scale_of(result.source, self.side), keyframe.factor
             )
-            self._shown.append(Shown(keyframe.index, keyframe.timestamp_s, np.asarray(grey), window, result.pose))
-        sizes = {shown.picture.shape for shown in self._shown}
+            at = keyframe.index, keyframe.timestamp_s, keyframe.size
+            self._shown.append(Shown(*at, np.asarray(grey), window, result.pose))
+        sizes = {shown.size for shown in self._shown}
         if len(self._shown) > self.most or self.bytes > MOST_BYTES or len(sizes) > 1:
             self.end()
 
@@ -76,9 +78,10 @@ class Film:
         self, carried: Sequence[Result], placements: Sequence[np.ndarray], keyframes: Sequence[Keyframe]
     ) -> Past | None:
         """What is known of the film before a window of these keyframes, in the world of the window before, whose
-        results are `carried`; None if that is nothing, or if the film is long."""
+        results are `carried`; None if that is nothing, if the film is long, or if its frames differ in size."""
         before = [shown for shown in self._shown if shown.index < keyframes[0].index]
-        if not before or len(before) + len(keyframes) > self.most:
+        sizes = {each.size for each in [*before, *keyframes]}
+        if not before or len(before) + len(keyframes) > self.most or len(sizes) > 1:
             return None
         into = np.linalg.inv(placements[-1])
         return Past(
@@ -144,7 +147,8 @@ class Film:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Engine.restore."""
-        self._shown, self._is_long = [Shown(**each) for each in state["shown"]], state["is_long"]
+        self._shown = [Shown(**{**each, "size": tuple(each["size"])}) for each in state["shown"]]
+        self._is_long = state["is_long"]
 
 
 def _differ(before: np.ndarray, now: np.ndarray) -> bool:

@@ -115,3 +115,15 @@ def test_a_film_in_which_the_lens_zoomed_is_not_gone_on_from(monkeypatch: pytest
     monkeypatch.setattr(Solver, "window", zooming)
     list(stream(walk(110)))
     assert given and not any(given)
+
+
+def test_a_film_of_frames_of_another_size_is_not_gone_on_from() -> None:
+    """Shrunk, their pictures may look the same."""
+    shown = Film(32)
+    shown.add([result(0, np.eye(4), size=(64, 48))], 0)
+    assert shown.past([], [np.eye(4)], [result(1, np.eye(4), size=(64, 48)).keyframe]) is not None
+    assert shown.past([], [np.eye(4)], [result(1, np.eye(4), size=(128, 96)).keyframe]) is None
+    again = Film(32)
+    again.restore(shown.state())
+    again.add([result(1, np.eye(4), size=(128, 96))], 0)
+    assert again.bytes == 0
