@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -88,3 +90,11 @@ def test_a_job_with_a_past_is_read_as_written_and_cut(tmp_path: Path) -> None:
     assert np.isnan(read.start[BEFORE + SHARED :]).all() and np.isfinite(read.start[: BEFORE + SHARED]).all()
     cut = job.behind_past()
     assert cut.past == 0 and cut.views == job.views[BEFORE:] and cut.sequences == (tuple(range(count - BEFORE)),)
+
+
+def test_the_past_has_its_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr(importlib.import_module("lean3r.refine.run"), "work", lambda *of: limits.append(of[-1]))
+    scene, pictures = window(tmp_path, moved(POSES[:BEFORE]))
+    report = refine(scene, pictures, OPTIONS, known=FOCALS).info["refinement"]
+    assert limits == [report["limit_s"]] == [OPTIONS.limit(len(POSES))]
