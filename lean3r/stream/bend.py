@@ -35,6 +35,11 @@ class Bend:
         """The camera [4, 4] of a frame, moved."""
         return sim3.move_poses(self._about(index, sim3.centres(cam_from_world)), cam_from_world)
 
+    def back(self, index: int, cam_from_world: np.ndarray) -> np.ndarray:
+        """The camera [4, 4] of a frame that `move` takes to this one."""
+        centre = sim3.centres(cam_from_world) - self._of(index, self.shift)
+        return sim3.move_poses(np.linalg.inv(self._about(index, centre)), cam_from_world)
+
     def matrix(self, keyframe: int) -> np.ndarray:
         """How the points move [4, 4] that a keyframe has seen."""
         return self._about(keyframe, self._of(keyframe, self.centre))

@@ -371,7 +371,8 @@ class WindowEngine:
         at = frame.index, frame.timestamp_s, keyframe.size, pose, intrinsics
         flags = frozenset({"apart", "lost", "uncertain"} if window in self._apart else ())
         placed = place(*at, flags, self._placements[: window + 1])
-        return replace(placed, version=self.version)
+        bend = self.bends.get(window)  # what is remembered has followed it; `revised` would bend the camera once more
+        return replace(placed, version=self.version, in_window=pose if bend is None else bend.back(frame.index, pose))
 
     @property
     def placements(self) -> np.ndarray:

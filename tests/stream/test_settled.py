@@ -16,6 +16,7 @@ import lean3r
 from lean3r import processes
 from lean3r.inputs.past import Past
 from lean3r.refine.world import into_known
+from lean3r.stream import sim3
 from lean3r.stream.bend import bent
 from lean3r.stream.film import Film
 from lean3r.stream.pictures import Keyframe
@@ -127,3 +128,18 @@ def test_a_film_of_frames_of_another_size_is_not_gone_on_from() -> None:
     again.restore(shown.state())
     again.add([result(1, np.eye(4), size=(128, 96))], 0)
     assert again.bytes == 0
+
+
+def test_what_is_located_in_a_window_that_bends_is_not_bent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered lies where the window has it now, so that only what was given out before has to follow."""
+    settling(monkeypatch)
+    found = stream(walk(110))
+    list(found)
+    engine: Any = found.engine
+    (window, pose), image = (next(iter(engine.bends)), poses(2)[1]), np.asarray(next(walk(1))[1])
+    monkeypatch.setattr(engine._loops, "locate", lambda *of: (window, pose, np.eye(3)))
+    located = found.locate(image)
+    assert located is not None
+    engine.version += 1  # as by a loop that moves nothing
+    assert np.allclose(found.revised(located).cam_from_world, located.cam_from_world)
+    assert np.allclose(located.cam_from_world, sim3.move_poses(engine.placements[window], pose))
