@@ -164,7 +164,8 @@ class WindowEngine:
         shared = [(old, new) for old, new in self._pairs(results) if old.is_certain and new.is_certain]
         standing = self._place(results, found)
         start = keyframes[0].index  # what was before it can be a loop
-        if (poses := self._reports[-1].pop("past", None)) is not None:
+        poses = self._reports[-1].pop("past", [])
+        if any(pose is not None for pose in poses):
             self._settle(shared, poses)
             start = self._film.first
         if self._first is None and any(result.is_certain for result in results):

@@ -19,7 +19,9 @@ from lean3r.refine.world import into_known
 from lean3r.stream import sim3
 from lean3r.stream.bend import bent
 from lean3r.stream.film import Film
+from lean3r.stream.loops import Loops
 from lean3r.stream.pictures import Keyframe
+from lean3r.stream.result import Result
 from lean3r.stream.run import Stream
 from lean3r.stream.solver import Solver
 from stream.test_film import poses, result
@@ -143,3 +145,25 @@ def test_what_is_located_in_a_window_that_bends_is_not_bent_again(monkeypatch: p
     engine.version += 1  # as by a loop that moves nothing
     assert np.allclose(found.revised(located).cam_from_world, located.cam_from_world)
     assert np.allclose(located.cam_from_world, sim3.move_poses(engine.placements[window], pose))
+
+
+def test_a_past_that_the_last_window_doubts_settles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then loops within the film are looked for as ever."""
+    settling(monkeypatch)
+    solve, search, starts = Solver.window, Loops.search, list[int]()
+
+    def doubting(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], past: Past | None) -> Any:
+        found = solve(self, keyframes, joined, past)
+        if found is not None and past is not None:
+            found[1]["past"] = [None] * len(past.times_s)
+        return found
+
+    def searching(self: Loops, results: Sequence[Result], placements: Any, solver: Solver, start: int) -> Any:
+        starts.append(start - results[0].keyframe.index)
+        return search(self, results, placements, solver, start)
+
+    monkeypatch.setattr(Solver, "window", doubting)
+    monkeypatch.setattr(Loops, "search", searching)
+    found = stream(walk(110))
+    list(found)
+    assert found.figures["revisions"] == 0 and not any(starts)
