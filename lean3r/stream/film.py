@@ -24,7 +24,7 @@ from lean3r.stream.pictures import Keyframe
 from lean3r.stream.result import Result
 
 MOST, MOST_BYTES = 128, 100_000_000  # keyframes of a short film, and their pictures; refinement grows with their number
-LEAST = 3  # keyframes that place a window
+LEAST, GROWN = 3, np.log(1.25)  # keyframes that place a window; times its size by which they and its join may differ
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +108,9 @@ class Film:
         for window in range(last - 1, first - 1, -1):
             poses = np.array(of_window[window]).reshape(-1, 2, 4, 4)
             fit = into_known(poses[:, 0], poses[:, 1]) if len(poses) >= LEAST else None
-            if fit is None:  # it keeps its place beside the next one
-                into[window] = into[window + 1] @ np.linalg.inv(placements[window + 1]) @ placements[window]
+            beside = into[window + 1] @ np.linalg.inv(placements[window + 1]) @ placements[window]
+            if fit is None or abs(np.log(float(fit.scale) / sim3.parts(beside)[0])) > GROWN:
+                into[window] = beside  # as it was joined
             else:
                 into[window] = sim3.make(float(fit.scale), fit.rotation.numpy(), fit.translation.numpy())
         world = placements[first] @ np.linalg.inv(into[first])

@@ -73,6 +73,12 @@ def test_windows_of_a_film_lie_as_its_last_one_has_them() -> None:
     settled, _ = shown.settled(drifted, told, [])
     beside = true[4] @ np.linalg.inv(drifted[4]) @ drifted[3]
     assert np.allclose(settled[3], beside) and np.allclose(settled[2], true[2])
+    # Half of a window's keyframes elsewhere do not make it larger.
+    torn = list(told)
+    for i in range(8, 12):
+        torn[i] = sim3.move_poses(sim3.make(1.0, np.eye(3), 60 * np.ones(3)), inside[4][i])
+    settled, bends = shown.settled(drifted, torn, shared)
+    assert list(bends) == [2] and 0.8 < sim3.parts(np.linalg.inv(true[2]) @ settled[2])[0] < 1.25
     # A window bends where the last one has keyframes far from where it has them.
     elsewhere = world[9].copy()
     elsewhere[:3, 3] += 5
