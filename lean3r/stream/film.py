@@ -2,7 +2,7 @@
 
 A window knows its own keyframes only. At the end of a film few others see the last ones, while a walk often ends where
 it began: together with all keyframes before them, these are found (an office walk: its last frames are 28 cm off at
-most by themselves, or 12). A long film is left to loops (loops.py).
+most by themselves, or 10). A long film is left to loops (loops.py).
 """
 
 from __future__ import annotations
