@@ -211,7 +211,8 @@ def main() -> None:
     parser.add_argument("--video", type=Path, default=Path("../shared/data/video"))
     parser.add_argument("--only", nargs="*", choices=PARTS)
     parser.add_argument("--long", nargs="*", type=int, default=[500, 5000, 20_000])
-    parser.add_argument("--rows", nargs="*", default=list(RENDERED)[:5], choices=list(RENDERED), help="rendered walks")
+    usual = [*WALKS, *list(RENDERED)[:5]]
+    parser.add_argument("--rows", nargs="*", default=usual, choices=[*WALKS, *RENDERED], help="walks, also rendered")
     parser.add_argument("--options", default="", help="more options of the command, for rendered walks")
     parser.add_argument(
         "--folder", type=Path, help="where rendered walks and their results are kept (default: nowhere)"
@@ -240,11 +241,11 @@ def main() -> None:
         if part in simple:
             keep(part, simple[part]())
     if "walk" in (args.only or PARTS):
-        for name in WALKS:
+        for name in (name for name in args.rows if name in WALKS):
             keep("walk", {**done.get("walk", {}), name: of_taken(args.video, name)})
     if "rendered" in (args.only or PARTS):
         with tempfile.TemporaryDirectory() as temporary:
-            for name in args.rows:
+            for name in (name for name in args.rows if name in RENDERED):
                 row = of_rendered(RENDERED[name], args.options.split(), args.folder or Path(temporary))
                 title = " ".join([name, args.options]).strip()
                 keep("rendered", {**done.get("rendered", {}), title: row})

@@ -63,8 +63,9 @@ class Pictures:
 
     `kept` is a folder in which refinement keeps what it finds in the pictures for the next run, which shows some of
     them again; None: nowhere. Refinement finds nothing unless so many first pictures are `meeting` others in a match,
-    and doubts what hangs loosely on those that are `joined` to what was found before (their numbers). It goes on from
-    what was found of the `past`. In a `chain`, each picture is known to overlap with the one before.
+    and doubts what hangs loosely on those that are `joined` to what was found before (their numbers). With
+    a `past` it goes on from what was found of that, or finds nothing. In a `chain`, each picture is known to overlap
+    with the one before.
     """
 
     kept: Path | None = None

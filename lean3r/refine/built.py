@@ -11,7 +11,7 @@ import numpy as np
 from lean3r.colmap_library import pycolmap
 from lean3r.refine import accept, adjust, features, judge, matching
 from lean3r.refine.job import Answer, Group, Job
-from lean3r.refine.kinks import KINKED, behind_kinks
+from lean3r.refine.kinks import KINKED, SIDE, behind_kinks, behind_sidesteps
 from lean3r.refine.rivals import ELSEWHERE, contested
 from lean3r.refine.ties import LOOSE, loosely_tied
 
@@ -46,6 +46,8 @@ def doubted(job: Job, built: Built, found: Sequence[Built]) -> Answer:
     rivals = [rival for rival in found if rival.answer is not answer] if job.sequences else []
     elsewhere = {v for r in rivals for v in contested(answer, r.answer, built.shares, r.shares)}
     answer = answer.with_doubts(elsewhere, ELSEWHERE).with_doubts(behind_kinks(answer, job.sequences), KINKED)
+    if job.past:
+        answer = answer.with_doubts(behind_sidesteps(answer, job.sequences), SIDE)
     return answer if job.held.any() else answer.with_doubts(loosely_tied(answer, job.sequences, job.joined), LOOSE)
 
 

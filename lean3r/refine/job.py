@@ -56,8 +56,8 @@ class Job:
     the pairs [P, 2] of views that probably overlap (None: all); the runs of consecutive views of a video; a folder
     in which features are `kept` between jobs (None: nowhere); how many first views must be `meeting` others in a
     match, or no model is made (0: any); the views by which the model is `joined` to what was found before; and how many
-    first views are of the `past`: their poses in `start` were found before, and only that model is made which goes on
-    from these."""
+    first views are of the `past`: their poses in `start` were found before, and no model is made but the one that goes
+    on from these."""
 
     views: tuple[View, ...]
     groups: tuple[Group, ...]

@@ -19,6 +19,7 @@ LEAST_MATCHES = 20  # matches needed to judge that
 JUMP, NEAR = 5.0, 5  # multiple of the median speed over so many frames to either side
 REST = 0.4  # of the speed that a quarter of the frames exceed: lower bound on speeds
 SIDESTEP, UNUSUAL = 0.5, 3.0  # offset from the line between neighbours over its length, and over the usual offset
+BESIDE = "its position lies beside the path of the frames before and after it"
 OUTSIDE = 10.0  # multiple of the median distance of the cameras from their centre, or of the points that they see
 
 
@@ -69,7 +70,7 @@ def judge(
         )
         sure = np.array([view for view in run if doubt[view] is None], int)
         off = sidesteps(centres[sure], times[np.isin(run, sure)])
-        doubt[sure[off]] = "its position lies beside the path of the frames before and after it"
+        doubt[sure[off]] = BESIDE
     sure = np.array([reason is None for reason in doubt], bool)
     doubt[sure & far_outside(centres, sure)] = "its position is far from all others"
     part[(part == 0) & np.array([reason is not None for reason in doubt], bool)] = -1

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from lean3r.refine.job import Answer
-from lean3r.refine.judge import links
+from lean3r.refine.judge import BESIDE, links
 
 DIP = 0.05  # of the matches of a frame, that fit less often than usual
 IN_A_ROW = 4  # frames; models that are right had two at most
 HELD = 100  # points that hold the parts: 14 at a kink of a rendered walk (the other part 9 m off), 2,800 where none is
+SIDE = "it lies behind a frame beside the path, and few points hold it to those before"
 KINKED = "it lies behind a kink: fewer matches than usual fit the frames that join it to the others"
 
 
@@ -40,8 +41,24 @@ def kinks(answer: Answer, sequences: Sequence[Sequence[int]]) -> list[tuple[Sequ
 def behind_kinks(answer: Answer, sequences: Sequence[Sequence[int]]) -> set[int]:
     """The frames of each kink, and those on the side of it where fewer are trusted, unless both sides hold each
     other."""
+    return _with_sides(answer, kinks(answer, sequences))
+
+
+def behind_sidesteps(answer: Answer, sequences: Sequence[Sequence[int]]) -> set[int]:
+    """The frames that lie beside the path, and those on the side of them where fewer are trusted, unless both sides
+    hold each other. A model that only goes on from what was found before has no rival that tells what is wrong."""
+    found = []
+    for run in map(np.asarray, sequences):
+        beside = np.array([answer.report["doubts"][frame] == BESIDE for frame in run])
+        for group in np.split(np.arange(len(run)), np.flatnonzero(np.diff(beside)) + 1):
+            if beside[group[0]]:
+                found.append((run.tolist(), run[group].tolist()))
+    return _with_sides(answer, found)
+
+
+def _with_sides(answer: Answer, breaks: Sequence[tuple[Sequence[int], list[int]]]) -> set[int]:
     doubts: set[int] = set()
-    for run, frames in kinks(answer, sequences):
+    for run, frames in breaks:
         before, after = ({v for v in run if v < frames[0]}, {v for v in run if v > frames[-1]})
         doubts |= {*frames}
         if not hold_each_other(answer, before, after):

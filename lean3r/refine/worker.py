@@ -198,8 +198,12 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     matched = len(np.unique(matches.pairs))
     if len(views) >= max(2, matched / 2):
         candidates += filter(None, [Built.of(job, matches, mapper.from_poses(job.start, views), True)])
+    if job.past:  # whoever has a past compares with the model that its frames have without it
+        models = [Attempt.of(matches, mapper, built, []) for built in candidates]
+        yield from (each for each in models if fitting(each.answer) >= ENOUGH * each.answer.report["matches"])
+        return
     found: list[Built] = []
-    if not candidates or len(job.views) <= FEW or not is_enough(job, candidates[0].answer, matched):
+    if not candidates or len(job.views) <= FEW or not is_enough(candidates[0].answer, matched):
         found = by_methods(job, matches, mapper, here, database)
         candidates += soundest(found) if job.sequences else found
     best = max(candidates, key=lambda built: fitness(job, built.answer), default=None)
@@ -370,10 +374,9 @@ def share(answer: Answer) -> float:
     return fitting(answer) / max(answer.report["matches"], 1)
 
 
-def is_enough(job: Job, answer: Answer, matched: int) -> bool:
-    """Whether a model explains the matches; one that goes on from the past also has to trust all that it matched."""
-    count = int((answer.trusted if job.past else answer.has).sum())
-    return count >= matched and fitting(answer) >= ENOUGH * answer.report["matches"]
+def is_enough(answer: Answer, matched: int) -> bool:
+    """Whether a model explains the matches."""
+    return answer.has.sum() >= matched and fitting(answer) >= ENOUGH * answer.report["matches"]
 
 
 def _end_in_time(processor_seconds: float) -> None:

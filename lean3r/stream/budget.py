@@ -1,6 +1,6 @@
 """Memory first: how many keyframes, of which size, are reconstructed at once.
 
-peak = process before + network on a window + window, carried, remembered and waiting frames, and a short film's
+peak = process before + network on a window + window, carried, remembered and waiting frames, and the film's last ones
     + cloud and its thinning
 """
 

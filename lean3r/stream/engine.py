@@ -59,8 +59,8 @@ class Estimate:
     `height`. Keyframes have a network picture: `image` [H, W, 3] uint8, `depth` and `conf` [H, W] float32 (z-depth in
     world units, 0 where unknown) and `source`, which maps its pixels to those of the frame; other frames have None.
     `flags` are some of FLAGS. cam_from_world is the pose `in_window` [4, 4], bent (bend.py) and moved by the similarity
-    `placement` [4, 4] of window number `window`, as known in `version`: closing a loop and the end of a short film
-    revise earlier windows, and count up.
+    `placement` [4, 4] of window number `window`, as known in `version`: closing a loop and the end of a film revise
+    earlier windows, and count up.
     """
 
     index: int

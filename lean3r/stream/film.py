@@ -1,8 +1,9 @@
-"""The film that a stream shows, as long as it is short: then its last window goes on from all that was found of it.
+"""The film that a stream shows, as far as it is remembered: windows go on from what was found of it.
 
-A window knows its own keyframes only. At the end of a film few others see the last ones, while a walk often ends where
-it began: together with all keyframes before them, these are found (an office walk: its last frames are 28 cm off at
-most by themselves, or 10). A long film is left to loops (loops.py).
+A window knows its own keyframes only. Where few of them see the same, those before may: a window whose cameras are not
+all trusted tries to go on from them. At the end of a film few others see the last ones, while a walk often ends where
+it began: the last window goes on from all that is remembered, which is all of a short film (an office walk: its last
+frames are 28 cm off at most by themselves, or 10). What came earlier is left to loops (loops.py).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from lean3r.stream.bend import Bend
 from lean3r.stream.pictures import Keyframe
 from lean3r.stream.result import Result
 
-MOST, MOST_BYTES = 128, 100_000_000  # keyframes of a short film, and their pictures; refinement grows with their number
+MOST = 128  # keyframes of a window and its past, which refinement takes together: its time grows with their number
+MOST_BYTES = 100_000_000  # of the pictures of a past
 LEAST, GROWN = 3, np.log(1.25)  # keyframes that place a window; times its size by which they and its join may differ
 
 
@@ -41,25 +43,26 @@ class Shown:
 
 
 class Film:
-    """The keyframes of a film that have their estimates; none if they were ever more than `most`, or too large. Their
-    pictures are at most `side` pixels long."""
+    """The last keyframes of a film that have their estimates, at most so many. Their pictures are at most `side`
+    pixels long."""
 
-    def __init__(self, side: int, most: int = MOST) -> None:
+    def __init__(self, side: int, most: int) -> None:
         self.side, self.most = side, most
         self.begin()
 
     def begin(self) -> None:
         """A film begins."""
         self._shown: list[Shown] = []
-        self._is_long = not self.most
+        self._is_over = self.most <= 0  # nothing of it is remembered
+        self._is_whole = True  # nothing was forgotten
 
     def end(self) -> None:
-        """Forget the film: it is long, or its frames do not share a camera."""
-        self._shown, self._is_long = [], True
+        """Forget the film, whose frames do not share a camera."""
+        self._shown, self._is_over = [], True
 
     def add(self, results: Sequence[Result], window: int) -> None:
         """Keyframes have their estimates by this window."""
-        if self._is_long:
+        if self._is_over:
             return
         for result in results:
             if not (result.is_certain and result.is_registered):
@@ -71,17 +74,20 @@ class Film:
             at = keyframe.index, keyframe.timestamp_s, keyframe.size
             self._shown.append(Shown(*at, np.asarray(grey), window, result.pose))
         sizes = {shown.size for shown in self._shown}
-        if len(self._shown) > self.most or self.bytes > MOST_BYTES or len(sizes) > 1:
+        if len(sizes) > 1:
             self.end()
+        while len(self._shown) > self.most or self.bytes > MOST_BYTES:
+            del self._shown[0]
+            self._is_whole = False
 
     def past(
         self, carried: Sequence[Result], placements: Sequence[np.ndarray], keyframes: Sequence[Keyframe]
     ) -> Past | None:
         """What is known of the film before a window of these keyframes, in the world of the window before, whose
-        results are `carried`; None if that is nothing, if the film is long, or if its frames differ in size."""
+        results are `carried`; None if that is nothing, or if its frames differ in size."""
         before = [shown for shown in self._shown if shown.index < keyframes[0].index]
         sizes = {each.size for each in [*before, *keyframes]}
-        if not before or len(before) + len(keyframes) > self.most or len(sizes) > 1:
+        if not before or len(sizes) > 1:
             return None
         into = np.linalg.inv(placements[-1])
         return Past(
@@ -99,7 +105,8 @@ class Film:
     ) -> tuple[list[np.ndarray], dict[int, Bend]]:
         """The placements after a window that went on from the past, and how windows bend: so that keyframes lie as it
         has them, at poses `past` [4, 4] in its world (None where it doubts them), and windows as the frames that it has
-        `shared` with the one before. The first window of the film stays."""
+        `shared` with the one before. The first window of the film stays, and does not bend if only its end is
+        remembered."""
         told = [(shown, pose) for shown, pose in zip(self._shown, past, strict=False) if pose is not None]
         last, first = len(placements) - 1, self._shown[0].window
         of_window = {w: [(each.pose, pose) for each, pose in told if each.window == w] for w in range(first, last)}
@@ -118,7 +125,7 @@ class Film:
         told += [(shown, fresh[shown.index]) for shown in self._shown if shown.index in fresh]
         settled = [world @ into[i] if i > first else placement for i, placement in enumerate(placements)]
         bends = {}
-        for window in range(first, last):
+        for window in range(first if self._is_whole else first + 1, last):
             mine = [(each, pose) for each, pose in told if each.window == window]
             if mine:
                 before, now = np.stack([each.pose for each, _ in mine]), np.stack([pose for _, pose in mine])
@@ -129,12 +136,12 @@ class Film:
 
     @property
     def window(self) -> int:
-        """The number of the film's first window."""
+        """The number of the first window that is remembered."""
         return self._shown[0].window
 
     @property
     def first(self) -> int:
-        """The number of the film's first keyframe."""
+        """The number of the first keyframe that is remembered."""
         return self._shown[0].index
 
     @property
@@ -144,12 +151,13 @@ class Film:
 
     def state(self) -> dict[str, Any]:
         """See Engine.state."""
-        return {"shown": [dict(vars(shown)) for shown in self._shown], "is_long": self._is_long}
+        shown = [dict(vars(each)) for each in self._shown]
+        return {"shown": shown, "is_over": self._is_over, "is_whole": self._is_whole}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Engine.restore."""
         self._shown = [Shown(**{**each, "size": tuple(each["size"])}) for each in state["shown"]]
-        self._is_long = state["is_long"]
+        self._is_over, self._is_whole = state["is_over"], state["is_whole"]
 
 
 def _differ(before: np.ndarray, now: np.ndarray) -> bool:

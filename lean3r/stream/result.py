@@ -47,12 +47,12 @@ class Result:
         """Of its arrays."""
         return self.keyframe.pixels.nbytes + sum(getattr(self, name).nbytes for name in _ARRAYS)
 
-    def take(self, other: Result, matrix: np.ndarray) -> None:
+    def take(self, other: Result, matrix: np.ndarray, is_certain: bool = True) -> None:
         """Take camera and depth from another window, whose world a similarity [4, 4] reaches from this one's."""
         back = np.linalg.inv(matrix)
         self.pose, self.intrinsics = sim3.move_poses(back, other.pose), other.intrinsics
         self.depth, self.conf = other.depth * np.float32(sim3.parts(back)[0]), other.conf
-        self.is_certain = self.is_registered = True
+        self.is_certain, self.is_registered = is_certain, True
         self.is_adjusted = other.is_adjusted
 
     def state(self) -> dict[str, Any]:

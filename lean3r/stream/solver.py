@@ -24,6 +24,7 @@ from lean3r.processes import give_memory_back
 from lean3r.refine.ahead import Ahead
 from lean3r.refine.world import into_known
 from lean3r.scratch import temporary_folder
+from lean3r.stream import sim3
 from lean3r.stream.engine import Settings
 from lean3r.stream.options import given_camera
 from lean3r.stream.pictures import Keyframe, Recent
@@ -34,6 +35,7 @@ logger = logging.getLogger("lean3r")
 
 CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
 DISTORTED = 0.01  # of the longer side: how far lines bend at a corner, from which the loss of that is told
+LEAST_JOINED = 2  # cameras by which a window is joined
 ISLAND = 5  # keyframes in a row that are trusted although those around them are not
 Pose = Sequence[Sequence[float]]  # [4, 4]
 NO_CLOUD = {"conf_percentile": 99.99, "max_points": 100}  # the stream has a cloud of its own
@@ -57,24 +59,36 @@ class Solver:
             self._ahead.begin(sources, Recent(keyframes, self._kept), self.settings.refine)
 
     def window(
-        self, keyframes: Sequence[Keyframe], joined: Sequence[int] = (), past: Past | None = None
+        self,
+        keyframes: Sequence[Keyframe],
+        joined: Sequence[int] = (),
+        past: Past | None = None,
+        is_last: bool = False,
     ) -> tuple[list[Result], dict[str, Any]] | None:
         """The results of a window, in its own world, and its report; None if it cannot be reconstructed. Keyframes of
-        these numbers are those by which it will be `joined` to the windows before. If refinement cannot go on from the
-        `past`, it begins anew."""
+        these numbers are those by which it will be `joined` to the windows before.
+
+        With a `past`, the window is reconstructed by itself and by going on from that, of which the one counts that
+        trusts more cameras; the second way is not tried if all are trusted that no later window knows better. The last
+        window of a film goes on first.
+        """
         self._ahead.end()
+        ways = [None] if past is None else [past, None] if is_last else [None, past]
         try:
-            scene, is_calibrated = self._run(keyframes, joined=joined, past=past)
-            if past is not None and (zooms(scene) or scene.info["refinement"]["status"] == "kept"):
-                scene, is_calibrated = self._run(keyframes, joined=joined)
+            found: list[tuple[Reconstruction, bool]] = []
+            while ways and not (found and self._is_enough(found[-1][0], joined, is_last)):
+                found.append(self._run(keyframes, joined=joined, past=ways.pop(0)))
+            (scene, is_calibrated), *others = sorted(found, key=lambda run: trusted(run[0], joined), reverse=True)
             if is_calibrated and self.settings.intrinsics is None and zooms(scene):
                 self.intrinsics.clear()  # those of the windows before are not true any more
-                scene, is_calibrated = self._run(keyframes, joined=joined)
+                (scene, is_calibrated), others = self._run(keyframes, joined=joined), []
         except LeanError as error:
             logger.warning("keyframes %d to %d: %s", keyframes[0].index, keyframes[-1].index, error)
             return None
         report = scene.info.get("refinement", {"status": "kept"})
         results = results_of(scene, keyframes)
+        for other, _ in others:
+            complete(results, results_of(other, keyframes))
         if "refinement" in scene.info and report["status"] == "kept" and len(results) > 1:
             for result in results:
                 result.is_certain = False  # refinement was tried, and found nothing that confirms these cameras
@@ -99,6 +113,11 @@ class Solver:
             "is_distorted": distortion(scene) > DISTORTED,
             "focal_px": round(float(np.median([r.original_intrinsics[0, 0] for r in results])), 3),
         }
+
+    def _is_enough(self, scene: Reconstruction, joined: Sequence[int], is_last: bool) -> bool:
+        """Whether all cameras of a window are trusted that no later one knows better."""
+        count = len(scene.is_certain) - (0 if is_last else self.settings.overlap // 2)
+        return trusted(scene, joined) > 0 and bool(scene.is_certain[:count].all())
 
     @property
     def refines(self) -> bool:
@@ -166,6 +185,26 @@ def past_in(
     if fit is None:
         return [None] * len(past)
     return [None if pose is None else fit.apply_to_poses(torch.tensor([pose]).double())[0].numpy() for pose in past]
+
+
+def trusted(scene: Reconstruction, joined: Sequence[int] = ()) -> int:
+    """The number of cameras that refinement found and trusts; none if they do not share a focal length, or if too few
+    of those are trusted by which the window will be `joined`."""
+    if zooms(scene) or (joined and scene.is_certain[list(joined)].sum() < min(LEAST_JOINED, len(joined))):
+        return 0
+    return scene.info.get("refinement", {}).get("trusted", 0)
+
+
+def complete(results: Sequence[Result], others: Sequence[Result]) -> None:
+    """Put keyframes that a window's results lack where another reconstruction of it has them; they stay uncertain."""
+    both = [(o.pose, r.pose) for r, o in zip(results, others, strict=True) if r.is_certain and o.is_certain]
+    fit = into_known(*(np.stack(poses) for poses in zip(*both, strict=True))) if both else None
+    if fit is None:
+        return
+    matrix = sim3.make(float(fit.scale), fit.rotation.numpy(), fit.translation.numpy())
+    for mine, other in zip(results, others, strict=True):
+        if other.is_registered and not mine.is_registered:
+            mine.take(other, np.linalg.inv(matrix), is_certain=False)
 
 
 def zooms(scene: Reconstruction) -> bool:

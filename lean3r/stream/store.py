@@ -29,7 +29,7 @@ from lean3r.scratch import DISK_FULL, LOCK, atomic_file, hold, release
 from lean3r.stream import sim3
 from lean3r.stream.engine import FLAGS, Estimate
 
-FORMAT = 6  # of a store and its checkpoints: those of another are refused
+FORMAT = 7  # of a store and its checkpoints: those of another are refused
 STREAM, FRAMES, KEYFRAMES, WINDOWS, CHECKPOINT = (
     "stream.json",
     "frames.bin",

@@ -65,7 +65,7 @@ class WindowEngine:
         self._goes_back = False  # whether most keyframes of the next window are shared with the last one
         self._loops = Loops(model, settings.landmarks)
         self.bends: dict[int, Bend] = {}
-        self._film = Film(settings.refine.side, MOST if self._solver.refines else 0)
+        self._film = Film(settings.refine.side, MOST - settings.window if self._solver.refines else 0)
         self.version = 0
         self.rejoined: list[list[int]] = []
         self._first: int | None = None  # the first window with a certain camera
@@ -144,10 +144,11 @@ class WindowEngine:
         """Reconstruct the keyframes that wait, join them to the windows before, and give the frames up to the part that
         the next window will know better."""
         keyframes = [result.keyframe for result in self._carried] + self._waiting
-        goes_on = is_last and self._solver.knows_intrinsics(keyframes)
+        goes_on = self._solver.knows_intrinsics(keyframes)
         past = self._film.past(self._carried, self._placements, keyframes) if goes_on else None
-        results = self._reconstruct(keyframes, past)
-        if past is not None and results is not None and not join_results(self._pairs(results)).is_good:
+        results = self._reconstruct(keyframes, past, is_last)
+        went_on = results is not None and "past" in self._reports[-1]
+        if results is not None and went_on and not join_results(self._pairs(results)).is_good:
             self._reports.pop()
             results = self._reconstruct(keyframes)
         self._waiting = []
@@ -165,7 +166,7 @@ class WindowEngine:
         standing = self._place(results, found)
         start = keyframes[0].index  # what was before it can be a loop
         poses = self._reports[-1].pop("past", [])
-        if any(pose is not None for pose in poses):
+        if is_last and any(pose is not None for pose in poses):
             self._settle(shared, poses)
             start = self._film.first
         if self._first is None and any(result.is_certain for result in results):
@@ -200,10 +201,12 @@ class WindowEngine:
             known.append(self._estimate(frame, np.eye(4), np.full((3, 3), np.nan), frozenset(flags)))
         return known
 
-    def _reconstruct(self, keyframes: Sequence[Keyframe], past: Past | None = None) -> list[Result] | None:
+    def _reconstruct(
+        self, keyframes: Sequence[Keyframe], past: Past | None = None, is_last: bool = False
+    ) -> list[Result] | None:
         """The window's results, in its own world; None if it cannot be reconstructed. See Solver.window."""
         joined = [i for i, result in enumerate(self._carried) if result.is_certain]
-        found = self._solver.window(keyframes, joined, past)
+        found = self._solver.window(keyframes, joined, past, is_last)
         if found is None:
             return None
         results, report = found

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lean3r.refine.job import Answer
-from lean3r.refine.kinks import behind_kinks, kinks, sides_of_kinks
+from lean3r.refine.judge import BESIDE
+from lean3r.refine.kinks import behind_kinks, behind_sidesteps, kinks, sides_of_kinks
 
 FRAMES = 40
 VIDEO = [list(range(FRAMES))]
@@ -41,6 +42,18 @@ def test_only_the_kink_is_doubted_where_both_sides_see_the_same(common: int, is_
     assert behind_kinks(held, VIDEO) == set(range(22, 26 if is_held else FRAMES))
     assert sides_of_kinks(held, VIDEO)[-1] == set(range(22, 26))
     assert len(sides_of_kinks(held, VIDEO)) == (1 if is_held else 3)
+
+
+@pytest.mark.parametrize(("common", "is_held"), [(40, False), (200, True)])
+def test_what_lies_behind_a_sidestep_is_doubted_unless_both_sides_see_the_same(common: int, is_held: bool) -> None:
+    """An office walk on its side: behind a frame 60 cm beside its path, nine others were 20 to 47 cm off."""
+    walk = model({}, trusted=range(30))
+    doubts = [BESIDE if i in (30, 31) else None for i in range(FRAMES)]
+    both_see = np.tile([3, 8, 33, 35], common)
+    points = {"view": both_see, "point": np.arange(common).repeat(4), "xyz": np.zeros((common, 3))}
+    walk = replace(walk, **points, report={**walk.report, "doubts": doubts})
+    assert behind_sidesteps(walk, VIDEO) == set(range(30, 32 if is_held else FRAMES))
+    assert behind_sidesteps(model({}, trusted=range(12, FRAMES)), VIDEO) == set(), "doubted for another reason"
 
 
 def test_frames_that_the_model_lacks_do_not_break_a_kink() -> None:

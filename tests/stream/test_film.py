@@ -54,7 +54,7 @@ def test_windows_of_a_film_lie_as_its_last_one_has_them() -> None:
     world, true = poses(24), [np.eye(4), *(similarity(seed) for seed in range(1, 5))]
     drifted = [true[0], true[1], *(place @ sim3.make(1.05, np.eye(3), np.array([0.1, 0, 0])) for place in true[2:])]
     own = {1: range(8), 2: range(8, 16), 3: range(16, 18)}
-    shown = Film(1600)
+    shown = Film(1600, 80)
     inside = {w: {i: sim3.move_poses(np.linalg.inv(true[w]), world[i]) for i in range(24)} for w in range(1, 5)}
     for window, indices in own.items():
         shown.add([result(i, inside[window][i]) for i in indices], window)
@@ -115,54 +115,100 @@ def test_what_lies_within_a_window_bends_with_its_keyframes() -> None:
         assert np.allclose(place[10], xyz[1], atol=1e-5)
 
 
-def test_a_film_is_forgotten_when_it_is_long_large_or_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    every = [result(i, np.eye(4), is_certain=i != 2) for i in range(8)]
-    short = Film(32, 6)
-    short.add(every[:6], 0)
-    assert short.bytes == 5 * 32 * 24  # shrunk; a doubted one tells nothing
-    keyframes = [each.keyframe for each in every[6:]]
-    assert short.past([], [np.eye(4)], keyframes) is None, "more than six with these"
-    assert short.past([], [np.eye(4)], keyframes[:1]) is not None
-    assert short.past([], [np.eye(4)], [every[0].keyframe]) is None, "nothing is before these"
+def test_a_film_is_remembered_as_far_as_there_is_room_and_forgotten_when_it_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    every = [result(i, np.eye(4), is_certain=i != 2) for i in range(9)]
+    keyframes, still = [each.keyframe for each in every[8:]], [np.eye(4)] * 2
+    shown = Film(32, 6)
+    shown.add(every[:6], 0)
+    assert shown.bytes == 5 * 32 * 24  # shrunk; a doubted one tells nothing
+    assert shown.past([], still, [every[0].keyframe]) is None, "nothing is before these"
+    shown.add(every[6:8], 1)
     again = Film(32, 6)
-    again.restore(short.state())
-    short.add(every[6:], 1)
-    assert short.bytes == 0 and short.past([], [np.eye(4)], keyframes[:1]) is None
+    again.restore(shown.state())
+    for each in (shown, again):
+        past = each.past([], still, keyframes)
+        assert past is not None and past.times_s == (0.1, 0.3, 0.4, 0.5, 0.6, 0.7)
     again.add([result(9, np.eye(4), size=(48, 64))], 1)
     assert again.bytes == 0
     again.add(every[:1], 2)
     assert again.bytes == 0, "until a film begins"
     again.begin()
-    again.add(every[:1], 3)
-    assert again.bytes > 0
+    again.add(every[:2], 3)
+    assert again.bytes == 2 * 32 * 24
     monkeypatch.setattr(film, "MOST_BYTES", 1000)
-    again.add(every[1:2], 3)
-    assert again.bytes == 0
-    assert Film(32, 0).state()["is_long"]
+    again.add(every[3:4], 3)
+    past = again.past([], [np.eye(4)] * 4, keyframes)
+    assert past is not None and past.times_s == (0.3,)
+    assert Film(32, 0).state()["is_over"]
 
 
-@pytest.mark.parametrize("goes_on", [True, False])
-def test_a_window_that_cannot_go_on_from_the_past_begins_anew(goes_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_of_which_only_the_end_is_remembered_does_not_bend() -> None:
+    """What lies before that end has no bend of its own, and would follow that of the nearest keyframe."""
+    way, still = [result(i, pose) for i, pose in enumerate(poses(14))], [np.eye(4)] * 3
+    elsewhere = [each.pose.copy() for each in way]
+    for at in (3, 9):
+        elsewhere[at][:3, 3] += 5
+    for most, bent_ones in ((12, [0, 1]), (10, [1])):
+        shown = Film(1600, most)
+        shown.add(way[:6], 0)
+        shown.add(way[6:12], 1)
+        told = elsewhere[12 - most : 12]
+        settled, bends = shown.settled(still, told, [(each, each) for each in way[12:]])
+        assert list(bends) == bent_ones and np.array_equal(settled[0], still[0])
+
+
+FULL, SOME, FEW, NONE = 3, 2, 1, 0  # cameras of three that a way trusts
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+@pytest.mark.parametrize("by_past", [FULL, SOME, NONE])
+@pytest.mark.parametrize("by_itself", [FULL, SOME, FEW])
+def test_the_way_counts_that_trusts_more_cameras(
+    is_last: bool, by_past: int, by_itself: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keyframes: Any = [SimpleNamespace(index=i, size=(4, 3)) for i in range(3)]
-    turned = similarity(5)
-    found = [result(i, sim3.move_poses(turned, pose)) for i, pose in enumerate(poses(3))]
+    turned, world = similarity(5), poses(3)
     given: list[object] = []
 
     def run(self: Solver, keyframes: object, joined: object, past: object = None) -> tuple[object, bool]:
         given.append(past)
-        if past is not None and not goes_on:
-            return SimpleNamespace(info={"refinement": {"status": "kept", "reason": "dark"}}, lenses=()), True
-        report: dict[str, Any] = {"status": "refined", "trusted": 3}
-        if past is not None:
-            report["past"] = {"past": [poses(3)[1].tolist(), None], "views": poses(3).tolist()}
-        return SimpleNamespace(info={"refinement": report}, lenses=()), True
+        count = by_itself if past is None else by_past
+        report: dict[str, Any] = {"status": "refined" if count else "kept", "trusted": count}
+        if past is not None and count:
+            report["past"] = {"past": [world[1].tolist(), None], "views": world.tolist()}
+        certain = np.arange(3) < (count or FULL)
+        return SimpleNamespace(info={"refinement": report}, lenses=(), is_certain=certain), True
 
     monkeypatch.setattr(Solver, "_run", run)
+    found = [result(i, sim3.move_poses(turned, pose)) for i, pose in enumerate(world)]
     monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: found)
     past: Any = "the past"
-    told = Solver(None, SimpleNamespace(intrinsics=None)).window(keyframes, (), past)  # type: ignore[arg-type]
-    assert given == [past] if goes_on else [past, None]
-    assert told is not None and ("past" in told[1]) == goes_on
-    if goes_on:
+    settings: Any = SimpleNamespace(intrinsics=None, overlap=2)
+    told = Solver(None, settings).window(keyframes, (), past, is_last)  # type: ignore[arg-type]
+    ways = [(past, by_past), (None, by_itself)] if is_last else [(None, by_itself), (past, by_past)]
+    enough = FULL if is_last else SOME  # the next window will know the third one better
+    assert given == [way for way, _ in ways][: 1 if ways[0][1] >= enough else 2]
+    chosen = max((count, -at, way) for at, (way, count) in enumerate(ways[: len(given)]))[2]
+    assert told is not None and ("past" in told[1]) == (chosen is past)
+    if chosen is past:
         first, second = told[1]["past"]
         assert np.allclose(first, found[1].pose) and second is None
+
+
+def test_keyframes_that_one_way_lacks_lie_where_the_other_has_them() -> None:
+    world, turned = poses(6), similarity(7)
+    mine = [result(i, pose) for i, pose in enumerate(world)]
+    other = [result(i, sim3.move_poses(turned, pose), is_certain=i < 4) for i, pose in enumerate(world)]
+    for i in (4, 5):
+        mine[i].pose, mine[i].is_certain, mine[i].is_registered = np.eye(4), False, False
+    other[5].is_registered = False
+    solver.complete(mine, other)
+    assert np.allclose([each.pose for each in mine[:5]], world[:5]) and np.allclose(mine[5].pose, np.eye(4))
+    assert np.allclose(mine[4].depth, other[4].depth / sim3.parts(turned)[0])
+    assert [each.is_certain for each in mine] == [True] * 4 + [False] * 2
+    assert [each.is_registered for each in mine] == [True] * 5 + [False]
+    alone = [result(i, pose, is_certain=False) for i, pose in enumerate(world)]
+    solver.complete(alone, other)
+    assert np.array_equal([each.pose for each in alone], world), "nothing tells how the two lie to each other"

@@ -37,7 +37,9 @@ def settling(monkeypatch: pytest.MonkeyPatch, *, looks_ahead: bool = False) -> l
     `looks_ahead` as far as it can, or not at all."""
     solve, given = Solver.window, list[Past | None]()
 
-    def window(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], past: Past | None) -> Any:
+    def window(
+        self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], past: Past | None, *more: Any
+    ) -> Any:
         piece = processes._pieces.get()
         while looks_ahead and piece is not None and piece():
             pass
@@ -89,7 +91,7 @@ def test_how_far_a_stream_looks_ahead_changes_nothing(monkeypatch: pytest.Monkey
 
 def test_a_window_bends_only_up_to_the_frames_that_the_last_one_shares() -> None:
     """Frames behind the last one of the past took its bend, though the last window has them where they were."""
-    shown, still = Film(1600), [np.eye(4)] * 3
+    shown, still = Film(1600, 80), [np.eye(4)] * 3
     way = [result(i, pose) for i, pose in enumerate(poses(20))]
     shown.add(way[:6], 0)
     shown.add(way[6:16], 1)
@@ -109,8 +111,10 @@ def test_a_film_in_which_the_lens_zoomed_is_not_gone_on_from(monkeypatch: pytest
     given = settling(monkeypatch)
     solve = Solver.window
 
-    def zooming(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], past: Past | None) -> Any:
-        found = solve(self, keyframes, joined, past)
+    def zooming(
+        self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], past: Past | None, *more: Any
+    ) -> Any:
+        found = solve(self, keyframes, joined, past, *more)
         if found is not None and keyframes[0].index == 0:
             found[1]["zooms"] = True
         return found
@@ -122,11 +126,11 @@ def test_a_film_in_which_the_lens_zoomed_is_not_gone_on_from(monkeypatch: pytest
 
 def test_a_film_of_frames_of_another_size_is_not_gone_on_from() -> None:
     """Shrunk, their pictures may look the same."""
-    shown = Film(32)
+    shown = Film(32, 80)
     shown.add([result(0, np.eye(4), size=(64, 48))], 0)
     assert shown.past([], [np.eye(4)], [result(1, np.eye(4), size=(64, 48)).keyframe]) is not None
     assert shown.past([], [np.eye(4)], [result(1, np.eye(4), size=(128, 96)).keyframe]) is None
-    again = Film(32)
+    again = Film(32, 80)
     again.restore(shown.state())
     again.add([result(1, np.eye(4), size=(128, 96))], 0)
     assert again.bytes == 0
@@ -152,8 +156,10 @@ def test_a_past_that_the_last_window_doubts_settles_nothing(monkeypatch: pytest.
     settling(monkeypatch)
     solve, search, starts = Solver.window, Loops.search, list[int]()
 
-    def doubting(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], past: Past | None) -> Any:
-        found = solve(self, keyframes, joined, past)
+    def doubting(
+        self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], past: Past | None, *more: Any
+    ) -> Any:
+        found = solve(self, keyframes, joined, past, *more)
         if found is not None and past is not None:
             found[1]["past"] = [None] * len(past.times_s)
         return found
@@ -167,3 +173,21 @@ def test_a_past_that_the_last_window_doubts_settles_nothing(monkeypatch: pytest.
     found = stream(walk(110))
     list(found)
     assert found.figures["revisions"] == 0 and not any(starts)
+
+
+def test_windows_within_a_film_go_on_from_its_last_keyframes_and_move_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the last one puts those before elsewhere, as far as they are remembered."""
+    given = settling(monkeypatch)
+    monkeypatch.setattr(importlib.import_module("lean3r.stream.windows"), "MOST", OPTIONS.window + 10)
+    found = stream(walk(210))
+    frames = list(found)
+    pasts = [past for past in given if past is not None]
+    assert len(pasts) == len(given) - 1 > 3
+    assert all(0 < len(past.times_s) <= 10 for past in pasts), "without those that the window has too"
+    engine: Any = found.engine
+    assert found.figures["revisions"] == 1 and {frame.version for frame in frames} == {0, 1}
+    early = [
+        frame for frame in frames if frame.timestamp_s < pasts[-1].times_s[0] and frame.window < engine._film.window
+    ]
+    assert len(early) > 50
+    assert all(np.array_equal(found.revised(frame).cam_from_world, frame.cam_from_world) for frame in early)

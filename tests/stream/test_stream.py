@@ -86,8 +86,8 @@ def test_what_lies_between_a_certain_and_a_doubted_keyframe_is_uncertain(monkeyp
     """Its camera would be that of the certain one, which has moved on."""
     solve = Solver.window
 
-    def doubting(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], past: Any) -> Any:
-        found = solve(self, keyframes, joined, past)
+    def doubting(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], *more: Any) -> Any:
+        found = solve(self, keyframes, joined, *more)
         for result in found[0] if found else ():
             result.is_certain = result.keyframe.index < 40
         return found
@@ -104,8 +104,8 @@ def test_a_window_goes_back_to_certain_cameras_but_goes_on(monkeypatch: pytest.M
     stream leaves the doubted part behind, and says that nothing joins what follows."""
     solve, windows = Solver.window, []
 
-    def doubting(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], past: Any) -> Any:
-        found = solve(self, keyframes, joined, past)
+    def doubting(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], *more: Any) -> Any:
+        found = solve(self, keyframes, joined, *more)
         for place, result in enumerate(found[0] if found else ()):
             first = not windows and place > 7
             result.is_certain = not first and not is_dark[result.keyframe.index]
@@ -131,8 +131,8 @@ def test_frames_of_a_window_that_the_next_one_contradicts_keep_what_it_knew(monk
     """As at a cut within a film: the next window sees two places, and puts what it shares anywhere."""
     solve, calls = Solver.window, []
 
-    def contradicting(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], past: Any) -> Any:
-        found = solve(self, keyframes, joined, past)
+    def contradicting(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], *more: Any) -> Any:
+        found = solve(self, keyframes, joined, *more)
         calls.append([each.index for each in keyframes])
         if len(calls) == 2 and found is not None:
             for result, side in zip(found[0], np.random.default_rng(0).normal(size=(16, 3)), strict=False):
@@ -152,8 +152,8 @@ def test_what_comes_before_the_first_known_camera_is_uncertain(monkeypatch: pyte
     """It would get that one's camera, though it was elsewhere; and the manifest says how many there are."""
     solve = Solver.window
 
-    def doubting(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], past: Any) -> Any:
-        found = solve(self, keyframes, joined, past)
+    def doubting(self: Solver, keyframes: Sequence[Keyframe], joined: Sequence[int], *more: Any) -> Any:
+        found = solve(self, keyframes, joined, *more)
         for result in found[0] if found else ():
             result.is_certain = result.is_registered = result.keyframe.index >= 20
         return found
