@@ -18,7 +18,6 @@ from PIL import Image
 from lean3r.inputs.past import Past
 from lean3r.refine.pictures import scale_of, shrunk
 from lean3r.refine.rivals import STEPS
-from lean3r.refine.world import into_known
 from lean3r.stream import sim3
 from lean3r.stream.bend import Bend
 from lean3r.stream.pictures import Keyframe
@@ -114,12 +113,12 @@ class Film:
         into = {last: np.eye(4)}  # the world of the last window
         for window in range(last - 1, first - 1, -1):
             poses = np.array(of_window[window]).reshape(-1, 2, 4, 4)
-            fit = into_known(poses[:, 0], poses[:, 1]) if len(poses) >= LEAST else None
+            fit = sim3.fitted(poses[:, 0], poses[:, 1]) if len(poses) >= LEAST else None
             beside = into[window + 1] @ np.linalg.inv(placements[window + 1]) @ placements[window]
-            if fit is None or abs(np.log(float(fit.scale) / sim3.parts(beside)[0])) > GROWN:
+            if fit is None or abs(np.log(sim3.parts(fit)[0] / sim3.parts(beside)[0])) > GROWN:
                 into[window] = beside  # as it was joined
             else:
-                into[window] = sim3.make(float(fit.scale), fit.rotation.numpy(), fit.translation.numpy())
+                into[window] = fit
         world = placements[first] @ np.linalg.inv(into[first])
         fresh = {now.keyframe.index: now.pose for _, now in shared}  # frames of the window before reach up to them
         told += [(shown, fresh[shown.index]) for shown in self._shown if shown.index in fresh]

@@ -13,6 +13,7 @@ from lean3r.stream.join import Join, Shared, join
 from lean3r.stream.pictures import Keyframe
 from lean3r.types import Reconstruction, Source
 
+LEAST_SURE = 2  # certain cameras by which a window is joined, if it shares so many
 _PLAIN = ("is_certain", "is_registered", "is_adjusted", "travelled", "moving_s")
 _ARRAYS = ("pose", "intrinsics", "depth", "conf", "image")
 
@@ -74,7 +75,7 @@ def join_results(pairs: Sequence[tuple[Result, Result]]) -> Join:
     cameras both trust; by others it is a bad one. Without any depth in common it goes on from the last camera at the
     same scale."""
     sure = [pair for pair in pairs if all(result.is_certain for result in pair)]
-    is_sure = len(sure) >= min(2, len(pairs))
+    is_sure = len(sure) >= min(LEAST_SURE, len(pairs))
     used = sure if is_sure else pairs
     found = join(
         [

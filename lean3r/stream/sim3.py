@@ -6,6 +6,13 @@ import numpy as np
 import torch
 
 from lean3r.geometry.rotation import so3_exp, so3_log
+from lean3r.refine.world import into_known
+
+
+def fitted(poses: np.ndarray, known: np.ndarray) -> np.ndarray | None:
+    """The similarity [4, 4] that takes cameras [N, 4, 4] to known ones; None if these do not determine it."""
+    fit = into_known(poses, known) if len(poses) else None
+    return None if fit is None else make(float(fit.scale), fit.rotation.numpy(), fit.translation.numpy())
 
 
 def make(scale: float, rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:

@@ -28,14 +28,13 @@ from lean3r.stream import sim3
 from lean3r.stream.engine import Settings
 from lean3r.stream.options import given_camera
 from lean3r.stream.pictures import Keyframe, Recent
-from lean3r.stream.result import Result, results_of
+from lean3r.stream.result import LEAST_SURE, Result, results_of
 from lean3r.types import Reconstruction, Source
 
 logger = logging.getLogger("lean3r")
 
 CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
 DISTORTED = 0.01  # of the longer side: how far lines bend at a corner, from which the loss of that is told
-LEAST_JOINED = 2  # cameras by which a window is joined
 ISLAND = 5  # keyframes in a row that are trusted although those around them are not
 Pose = Sequence[Sequence[float]]  # [4, 4]
 NO_CLOUD = {"conf_percentile": 99.99, "max_points": 100}  # the stream has a cloud of its own
@@ -187,10 +186,10 @@ def past_in(
     return [None if pose is None else fit.apply_to_poses(torch.tensor([pose]).double())[0].numpy() for pose in past]
 
 
-def trusted(scene: Reconstruction, joined: Sequence[int] = ()) -> int:
+def trusted(scene: Reconstruction, joined: Sequence[int]) -> int:
     """The number of cameras that refinement found and trusts; none if they do not share a focal length, or if too few
     of those are trusted by which the window will be `joined`."""
-    if zooms(scene) or (joined and scene.is_certain[list(joined)].sum() < min(LEAST_JOINED, len(joined))):
+    if zooms(scene) or (joined and scene.is_certain[list(joined)].sum() < min(LEAST_SURE, len(joined))):
         return 0
     return scene.info.get("refinement", {}).get("trusted", 0)
 
@@ -198,10 +197,9 @@ def trusted(scene: Reconstruction, joined: Sequence[int] = ()) -> int:
 def complete(results: Sequence[Result], others: Sequence[Result]) -> None:
     """Put keyframes that a window's results lack where another reconstruction of it has them; they stay uncertain."""
     both = [(o.pose, r.pose) for r, o in zip(results, others, strict=True) if r.is_certain and o.is_certain]
-    fit = into_known(*(np.stack(poses) for poses in zip(*both, strict=True))) if both else None
-    if fit is None:
+    matrix = sim3.fitted(*np.array(both).reshape(-1, 2, 4, 4).swapaxes(0, 1))
+    if matrix is None:
         return
-    matrix = sim3.make(float(fit.scale), fit.rotation.numpy(), fit.translation.numpy())
     for mine, other in zip(results, others, strict=True):
         if other.is_registered and not mine.is_registered:
             mine.take(other, np.linalg.inv(matrix), is_certain=False)
