@@ -39,7 +39,7 @@ from lean3r.inputs.views import (
     whole_size,
 )
 from lean3r.scratch import temporary_folder
-from lean3r.types import Views
+from lean3r.types import Prediction, Views
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,6 +200,11 @@ class Pictures:
         if not pictures:
             raise nothing_usable(self.inputs, self.skipped)
         return assemble(pictures, patch)
+
+    def predicted(self, predict: Callable[[], Prediction]) -> Prediction:
+        """What a network says of these pictures, by `predict`; for pictures that are reconstructed more than once, what
+        it said the first time."""
+        return predict()
 
     def whole(self, names: Collection[str], side: int | None) -> Iterator[Picture]:
         """The pictures called `names`, one at a time, uncropped, at their `whole_size`, in the order of the input.

@@ -47,7 +47,7 @@ from lean3r.pipeline.together import check_group, predict_together
 from lean3r.pipeline.trust import Content, judge_content, judge_scene, no_points
 from lean3r.refine import Refine, RefineOptions
 from lean3r.stereo.options import Dense, StereoOptions
-from lean3r.types import Reconstruction, Source, Views
+from lean3r.types import Prediction, Reconstruction, Source, Views
 
 if TYPE_CHECKING:
     from lean3r.inputs.pictures import PictureInput
@@ -138,7 +138,7 @@ def reconstruct(
     masking = None if files is None or masks is not None else files.masks
     if masks is not None:
         masking = masks if isinstance(masks, Masks) else Masks.find(Path(masks), names)
-    scene, content = _predict_scene(model, views, sources, run, points, given, masking, fit, observer, group)
+    scene, content = _predict_scene(model, views, sources, run, points, given, masking, fit, observer, group, files)
     options = (FrameChoice() if files is None else files.frames, known, run, stereo, points)
     folder = None if masking is None else str(masking.folder)
     more = {"masks": folder} | ({} if files is None else {"inputs": list(files.inputs)})
@@ -177,6 +177,7 @@ def _predict_scene(
     fit: Fit | None,
     observer: Observer,
     group: Group | None,
+    files: Pictures | None,
 ) -> tuple[Reconstruction, Content]:
     """Run the network; return its scene without points, in the world of the given cameras, and its content."""
     device = next(model.parameters()).device
@@ -185,7 +186,11 @@ def _predict_scene(
     with _seeded(run.seed, device), within(model, fit):
         with observer.stage("network"):
             first = run.reference(len(sources))
-            prediction = predict(model, views, first) if group is None else predict_together(model, views, first, group)
+
+            def network() -> Prediction:
+                return predict(model, views, first) if group is None else predict_together(model, views, first, group)
+
+            prediction = network() if files is None else files.predicted(network)
         check_finite(prediction, [source.name for source in sources])
         read = model.reads(views.known)
         placed = place_in_world(prediction, given, read)

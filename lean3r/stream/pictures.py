@@ -16,7 +16,7 @@ from lean3r.inputs.past import Past
 from lean3r.inputs.pictures import Pictures
 from lean3r.inputs.views import Picture, assemble, fit, network_size
 from lean3r.stream.engine import Frame
-from lean3r.types import Source, Views
+from lean3r.types import Prediction, Source, Views
 
 CONTENT_PIXELS = 240  # longer side from which pictures are judged smaller
 LONGEST = 1600  # pixels; pictures with twice that are kept at half their size, those with three times at a third, ...
@@ -74,7 +74,8 @@ def frame_name(index: int) -> str:
 
 
 class Recent(Pictures):
-    """Keyframes as `Pictures`: read again and again from memory, with their times, as frames of one video."""
+    """Keyframes as `Pictures`: read again and again from memory, with their times, as frames of one video. The network
+    sees them once."""
 
     def __init__(
         self,
@@ -88,7 +89,13 @@ class Recent(Pictures):
         self.chain = not meeting
         self.inputs, self.frames, self.keep_frames = ("a stream",), FrameChoice(), False
         self._keyframes = {keyframe.name: keyframe for keyframe in keyframes}
+        self._prediction: Prediction | None = None
         self.names = tuple(self._keyframes)
+
+    @property
+    def keyframes(self) -> list[Keyframe]:
+        """These."""
+        return [*self._keyframes.values()]
 
     @property
     def skipped(self) -> tuple[tuple[str, str], ...]:
@@ -103,6 +110,12 @@ class Recent(Pictures):
     def views(self, *, resolution: int, patch: int, progress: Callable[[int, int], None] | None = None) -> Views:
         """Network input, as of `Pictures`."""
         return assemble([picture_of(keyframe, resolution, patch) for keyframe in self._keyframes.values()], patch)
+
+    def predicted(self, predict: Callable[[], Prediction]) -> Prediction:
+        """See `Pictures`."""
+        if self._prediction is None:
+            self._prediction = predict()
+        return self._prediction
 
     def read(self, names: Collection[str], side: int) -> Iterator[tuple[str, Image.Image]]:
         """The pictures called `names`, as of `Pictures`."""

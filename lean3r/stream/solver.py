@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from lean3r.pipeline.reconstruct import reconstruct
 from lean3r.pipeline.refining import applies
 from lean3r.processes import give_memory_back
 from lean3r.refine.ahead import Ahead
+from lean3r.refine.judge import links
 from lean3r.refine.world import into_known
 from lean3r.scratch import temporary_folder
 from lean3r.stream import sim3
@@ -38,6 +39,13 @@ DISTORTED = 0.01  # of the longer side: how far lines bend at a corner, from whi
 ISLAND = 5  # keyframes in a row that are trusted although those around them are not
 Pose = Sequence[Sequence[float]]  # [4, 4]
 NO_CLOUD = {"conf_percentile": 99.99, "max_points": 100}  # the stream has a cloud of its own
+
+
+class Meeting(NamedTuple):
+    """Keyframes of two windows in one world, and the number of points that hold both parts to each other."""
+
+    results: list[Result]
+    ties: float
 
 
 class Solver:
@@ -73,14 +81,16 @@ class Solver:
         """
         self._ahead.end()
         ways = [None] if past is None else [past, None] if is_last else [None, past]
+        pictures = self._pictures(keyframes, joined=joined)
         try:
             found: list[tuple[Reconstruction, bool]] = []
             while ways and not (found and self._is_enough(found[-1][0], joined, is_last)):
-                found.append(self._run(keyframes, joined=joined, past=ways.pop(0)))
+                pictures.past = ways.pop(0)
+                found.append(self._run(pictures))
             (scene, is_calibrated), *others = sorted(found, key=lambda run: trusted(run[0], joined), reverse=True)
             if is_calibrated and self.settings.intrinsics is None and zooms(scene):
                 self.intrinsics.clear()  # those of the windows before are not true any more
-                (scene, is_calibrated), others = self._run(keyframes, joined=joined), []
+                (scene, is_calibrated), others = self._run(self._pictures(keyframes, joined=joined)), []
         except LeanError as error:
             logger.warning("keyframes %d to %d: %s", keyframes[0].index, keyframes[-1].index, error)
             return None
@@ -131,36 +141,35 @@ class Solver:
         sizes = {keyframe.size for keyframe in keyframes}
         return self.settings.intrinsics or (self.intrinsics.get(next(iter(sizes))) if len(sizes) == 1 else None)
 
-    def together(self, old: Sequence[Keyframe], new: Sequence[Keyframe]) -> list[Result] | None:
+    def together(self, old: Sequence[Keyframe], new: Sequence[Keyframe]) -> Meeting | None:
         """Old and new keyframes in one world; None unless matches confirm it, where they are refined."""
         keyframes = [*old, *new]
         try:
-            scene, _ = self._run(keyframes, len(old))
+            scene, _ = self._run(self._pictures(keyframes, len(old)))
         except LeanError:
             return None
-        is_kept = scene.info.get("refinement", {"status": "off"})["status"] == "kept"
-        return None if is_kept else results_of(scene, keyframes)
+        if scene.info.get("refinement", {"status": "off"})["status"] == "kept":
+            return None
+        return Meeting(results_of(scene, keyframes), ties(scene, len(old)))
 
     @cached_property
     def _kept(self) -> Path:
         """Where refinement keeps the features of keyframes, which several windows show."""
         return self._scratch.enter_context(temporary_folder("stream"))
 
-    def _run(
-        self,
-        keyframes: Sequence[Keyframe],
-        meeting: int = 0,
-        joined: Sequence[int] = (),
-        past: Past | None = None,
-    ) -> tuple[Reconstruction, bool]:
-        """The reconstruction of keyframes, and whether their intrinsics were known before. So many first ones must be
-        `meeting` the others in a match, or nothing is refined."""
-        settings, intrinsics = self.settings, self._intrinsics(keyframes)
+    def _pictures(self, keyframes: Sequence[Keyframe], meeting: int = 0, joined: Sequence[int] = ()) -> Recent:
+        """Keyframes to reconstruct. So many first ones must be `meeting` the others in a match, or nothing is
+        refined."""
+        return Recent(keyframes, None if self.settings.refine.when == "off" else self._kept, meeting, joined)
+
+    def _run(self, pictures: Recent) -> tuple[Reconstruction, bool]:
+        """The reconstruction of keyframes, and whether their intrinsics were known before."""
+        settings, intrinsics = self.settings, self._intrinsics(pictures.keyframes)
         give_memory_back()  # that of the cloud and of a checkpoint would stay beneath that of the window
         with _quiet():  # each window would repeat its warnings: flags and reports say what is uncertain
             scene = reconstruct(
                 self.model,
-                Recent(keyframes, None if settings.refine.when == "off" else self._kept, meeting, joined, past),
+                pictures,
                 cameras=None if intrinsics is None else given_camera(intrinsics),
                 resolution=settings.resolution,
                 seed=settings.seed,
@@ -172,6 +181,16 @@ class Solver:
         if scene.info.get("refinement", {}).get("reason") == "interrupted":
             raise KeyboardInterrupt
         return scene, intrinsics is not None
+
+
+def ties(scene: Reconstruction, first: int) -> float:
+    """The number of points that hold so many first views and the others to each other; infinite for cameras that are
+    not refined, of which points say nothing."""
+    if scene.sparse is None:
+        return float("inf")
+    seen = np.zeros((len(scene.sparse.xyz), len(scene.sources)), bool)
+    seen[scene.sparse.point, scene.sparse.view] = True
+    return links(seen[:, :first].sum(1), seen[:, first:].sum(1))
 
 
 def past_in(

@@ -172,8 +172,8 @@ def test_the_way_counts_that_trusts_more_cameras(
     turned, world = similarity(5), poses(3)
     given: list[object] = []
 
-    def run(self: Solver, keyframes: object, joined: object, past: object = None) -> tuple[object, bool]:
-        given.append(past)
+    def run(self: Solver, pictures: SimpleNamespace) -> tuple[object, bool]:
+        given.append(past := pictures.past)
         count = by_itself if past is None else by_past
         report: dict[str, Any] = {"status": "refined" if count else "kept", "trusted": count}
         if past is not None and count:
@@ -181,6 +181,7 @@ def test_the_way_counts_that_trusts_more_cameras(
         certain = np.arange(3) < (count or FULL)
         return SimpleNamespace(info={"refinement": report}, lenses=(), is_certain=certain), True
 
+    monkeypatch.setattr(Solver, "_pictures", lambda self, keyframes, joined: SimpleNamespace())
     monkeypatch.setattr(Solver, "_run", run)
     found = [result(i, sim3.move_poses(turned, pose)) for i, pose in enumerate(world)]
     monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: found)

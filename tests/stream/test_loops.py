@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 
 import lean3r
 from lean3r.stream.engine import Estimate
 from lean3r.stream.graph import Edge
-from lean3r.stream.loops import Loops
+from lean3r.stream.loops import LEAST_TIES, Loops
 from lean3r.stream.run import Stream
+from lean3r.stream.solver import Meeting, Solver, ties
 from stream.walk import Drifts, there_and_back
 
 COUNT, BEND = 100, 0.02
@@ -54,6 +57,29 @@ def test_a_walk_that_never_returns_closes_no_loop() -> None:
 
     stream = lean3r.stream(Knows(), walk(150), options=OPTIONS["on"], refine="off")
     assert not [each for each in stream if "loop" in each.flags] and stream.figures["revisions"] == 0
+
+
+@pytest.mark.parametrize("count", [LEAST_TIES - 1, LEAST_TIES])
+def test_a_loop_that_few_points_hold_is_refused(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = Solver.together
+
+    def held(self: Solver, *sides: Any) -> Meeting | None:
+        found = together(self, *sides)
+        return None if found is None else found._replace(ties=count)
+
+    monkeypatch.setattr(Solver, "together", held)
+    stream, _ = run(Drifts((COUNT - 1) / 10, BEND))
+    assert bool(stream.figures["revisions"]) == (count >= LEAST_TIES)
+
+
+def test_points_that_hold_two_sides_are_seen_twice_by_one_and_by_the_other() -> None:
+    seen = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1], [1, 0, 1, 1], [0, 0, 1, 1]], bool)
+    point, view = np.nonzero(seen)
+    sparse = SimpleNamespace(xyz=np.zeros((5, 3)), point=point, view=view)
+    scene: Any = SimpleNamespace(sparse=sparse, sources=range(4))
+    assert ties(scene, 2) == 1  # two of the first, of which one of the others: two; the other way round: one
+    scene.sparse = None
+    assert ties(scene, 2) == np.inf
 
 
 def test_a_loop_joins_only_what_sound_joins_lead_to() -> None:

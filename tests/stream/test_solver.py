@@ -43,9 +43,8 @@ def test_a_window_whose_refinement_failed_is_doubted_and_says_why(
     """If it was not asked for, nothing was tried, and nothing failed."""
     keyframes: Any = [SimpleNamespace(index=i, size=(4, 3)) for i in range(3)]
     results = [SimpleNamespace(is_certain=True, original_intrinsics=np.eye(3)) for _ in keyframes]
-    monkeypatch.setattr(
-        Solver, "_run", lambda self, keyframes, joined, past: (SimpleNamespace(info=info, lenses=()), False)
-    )
+    monkeypatch.setattr(Solver, "_pictures", lambda self, keyframes, joined: SimpleNamespace())
+    monkeypatch.setattr(Solver, "_run", lambda self, pictures: (SimpleNamespace(info=info, lenses=()), False))
     monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: results)
     found = Solver(None, None).window(keyframes)  # type: ignore[arg-type]
     assert found is not None and found[1]["certain"] == certain
@@ -60,7 +59,8 @@ def test_a_lens_that_bends_lines_is_told(bend: float | None, is_told: bool, monk
     keyframes: Any = [SimpleNamespace(index=0, size=(540, 360))]
     scene = SimpleNamespace(info={}, lenses=() if bend is None else (lens,), sources=(source,))
     results = [SimpleNamespace(is_certain=True, original_intrinsics=np.eye(3))]
-    monkeypatch.setattr(Solver, "_run", lambda self, keyframes, joined, past: (scene, False))
+    monkeypatch.setattr(Solver, "_pictures", lambda self, keyframes, joined: SimpleNamespace())
+    monkeypatch.setattr(Solver, "_run", lambda self, pictures: (scene, False))
     monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: results)
     found = Solver(None, None).window(keyframes)  # type: ignore[arg-type]
     assert found is not None
@@ -72,11 +72,12 @@ def test_intrinsics_of_the_windows_before_are_given_up_when_the_lens_zooms(monke
     results = [SimpleNamespace(is_certain=True, original_intrinsics=np.eye(3)) for _ in keyframes]
     given: list[bool] = []
 
-    def run(self: Solver, keyframes: object, joined: object, past: object = None) -> tuple[object, bool]:
+    def run(self: Solver, pictures: object) -> tuple[object, bool]:
         given.append((4, 3) in self.intrinsics)
         report = {"status": "fallback", "trusted": 3} | ({"zooms": True} if zooming else {})
         return SimpleNamespace(info={"refinement": report}, lenses=()), given[-1]
 
+    monkeypatch.setattr(Solver, "_pictures", lambda self, keyframes, joined: SimpleNamespace())
     monkeypatch.setattr(Solver, "_run", run)
     monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: results)
     found = Solver(None, SimpleNamespace(intrinsics=None))  # type: ignore[arg-type]
