@@ -3,12 +3,14 @@
 A plane, or a repeated pattern, fits two motions of the camera; a few frames that see little else then join two parts
 wrongly. Each part fits its own matches well, but for some frames in a row fewer matches fit than elsewhere: those that
 cross the kink. A frame that is blurred, or that has something in front of it, is alone with that. Where the video shows
-before and behind the kink what it shows on the other side too, the parts hold each other: the frames between are wrong.
+before and behind the kink what it shows on the other side too, the parts hold each other: the frames between are wrong,
+unless both parts hold these, too. Then nothing can lie wrong, and the matches that do not fit are bad ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from lean3r.refine.judge import BESIDE, links
 
 DIP = 0.05  # of the matches of a frame, that fit less often than usual
 IN_A_ROW = 4  # frames; models that are right had two at most
-HELD = 100  # points that hold the parts: 14 at a kink of a rendered walk (the other part 9 m off), 2,800 where none is
+HELD = 100  # points that hold parts: 83 at most at kinks of walks (one of them was 9 m), 586 at least where none is
 SIDE = "it lies behind a frame beside the path, and few points hold it to those before"
 KINKED = "it lies behind a kink: fewer matches than usual fit the frames that join it to the others"
 
@@ -39,9 +41,10 @@ def kinks(answer: Answer, sequences: Sequence[Sequence[int]]) -> list[tuple[Sequ
 
 
 def behind_kinks(answer: Answer, sequences: Sequence[Sequence[int]]) -> set[int]:
-    """The frames of each kink, and those on the side of it where fewer are trusted, unless both sides hold each
-    other."""
-    return _with_sides(answer, kinks(answer, sequences))
+    """The frames of each kink, unless both sides hold them and each other, and those on the side of it where fewer are
+    trusted, unless both sides hold each other."""
+    found = kinks(answer, sequences)
+    return _with_sides(answer, [(run, frames) for run, frames in found if not _is_held(answer, run, frames)])
 
 
 def behind_sidesteps(answer: Answer, sequences: Sequence[Sequence[int]]) -> set[int]:
@@ -54,6 +57,11 @@ def behind_sidesteps(answer: Answer, sequences: Sequence[Sequence[int]]) -> set[
             if beside[group[0]]:
                 found.append((run.tolist(), run[group].tolist()))
     return _with_sides(answer, found)
+
+
+def _is_held(answer: Answer, run: Sequence[int], frames: Sequence[int]) -> bool:
+    parts = {v for v in run if v < frames[0]}, {*frames}, {v for v in run if v > frames[-1]}
+    return all(hold_each_other(answer, *two) for two in combinations(parts, 2))
 
 
 def _with_sides(answer: Answer, breaks: Sequence[tuple[Sequence[int], list[int]]]) -> set[int]:

@@ -44,6 +44,15 @@ def test_only_the_kink_is_doubted_where_both_sides_see_the_same(common: int, is_
     assert len(sides_of_kinks(held, VIDEO)) == (1 if is_held else 3)
 
 
+@pytest.mark.parametrize(("inside", "doubted"), [([22, 23], 0), ([22], 4), ([], 4)])
+def test_frames_that_fit_badly_are_no_kink_where_both_sides_hold_them(inside: list[int], doubted: int) -> None:
+    """Leaves that move, say, or a mirror, spoil matches, but what else the frames show tells where they were taken."""
+    walk = model({22: 89, 23: 85, 24: 80, 25: 88})
+    seen = [3, 8, 30, 35, *inside]  # a part holds another one by points that two of its frames see
+    points = {"view": np.tile(seen, 200), "point": np.arange(200).repeat(len(seen)), "xyz": np.zeros((200, 3))}
+    assert len(behind_kinks(replace(walk, **points), VIDEO)) == doubted
+
+
 @pytest.mark.parametrize(("common", "is_held"), [(40, False), (200, True)])
 def test_what_lies_behind_a_sidestep_is_doubted_unless_both_sides_see_the_same(common: int, is_held: bool) -> None:
     """An office walk on its side: behind a frame 60 cm beside its path, nine others were 20 to 47 cm off."""
