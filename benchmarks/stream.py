@@ -112,9 +112,9 @@ def of_walk(film: Path, out: Path, options: list[str], truth: Trajectory) -> tup
         **{name: done[name] for name in ("frames", "keyframes", "windows", "uncertain", "delay_s", "peak_memory_mb")},
         **errors(found.world_from_cam[sure], tracked[sure]),
         "all_frames": errors(found.world_from_cam, tracked),
-        "wall_s": round(wall, 1),
-        "cpu_s": round(cpu, 1),
     }
+    if not more:  # of a run that was stopped, these would be the times of its rest
+        figures |= {"wall_s": round(wall, 1), "cpu_s": round(cpu, 1)}
     return figures, found.world_from_cam
 
 
