@@ -12,7 +12,6 @@ from PIL import Image
 
 from lean3r.geometry.content import emptiness
 from lean3r.inputs.frames import FrameChoice
-from lean3r.inputs.past import Past
 from lean3r.inputs.pictures import Pictures
 from lean3r.inputs.views import Picture, assemble, fit, network_size
 from lean3r.stream.engine import Frame
@@ -83,9 +82,8 @@ class Recent(Pictures):
         kept: Path | None = None,
         meeting: int = 0,
         joined: Sequence[int] = (),
-        past: Past | None = None,
     ) -> None:
-        self.kept, self.meeting, self.joined, self.past = kept, meeting, tuple(joined), past
+        self.kept, self.meeting, self.joined = kept, meeting, tuple(joined)
         self.chain = not meeting
         self.inputs, self.frames, self.keep_frames = ("a stream",), FrameChoice(), False
         self._keyframes = {keyframe.name: keyframe for keyframe in keyframes}

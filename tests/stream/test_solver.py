@@ -12,6 +12,8 @@ import pytest
 
 import lean3r
 from lean3r.stream import solver
+from lean3r.stream.frames import Source as Frames
+from lean3r.stream.pictures import Keyframe, Recent
 from lean3r.stream.publish import warnings_of
 from lean3r.stream.solver import Solver, doubt_islands
 from lean3r.types import Lens, Source
@@ -49,6 +51,16 @@ def test_a_window_whose_refinement_failed_is_doubted_and_says_why(
     found = Solver(None, None).window(keyframes)  # type: ignore[arg-type]
     assert found is not None and found[1]["certain"] == certain
     assert found[1].get("reason") == info.get("refinement", {}).get("reason")
+
+
+def test_the_network_sees_the_keyframes_of_a_window_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = Knows(), []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda views, **more: seen.append(views) or forward(views, **more))
+    pictures = Recent([Keyframe.of(frame) for frame in Frames([*walk(4)])])
+    first, again = (lean3r.reconstruct(model, pictures, refine="off") for _ in range(2))
+    assert len(seen) == 1 and np.array_equal(first.depth, again.depth)
+    assert np.array_equal(first.cam_from_world, again.cam_from_world)
 
 
 @pytest.mark.parametrize(("bend", "is_told"), [(-0.18, True), (0.1, True), (-0.01, False), (None, False)])

@@ -49,7 +49,6 @@ class Knows(Backbone):
     def __init__(self) -> None:
         super().__init__()
         self.unused = nn.Parameter(torch.zeros(1))
-        self.calls = 0
 
     def forward(self, views: Views, reference: int | None = None) -> Prediction:
         """The true cameras, scaled by a number that differs from call to call."""
