@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,7 +68,7 @@ def test_a_loop_that_few_points_hold_is_refused(count: int, monkeypatch: pytest.
     model._landmarks = [landmark]
     new: Any = SimpleNamespace(keyframe=SimpleNamespace(index=9))
     solver: Any = SimpleNamespace(together=lambda old, fresh: Meeting([landmark, new], count))
-    monkeypatch.setattr("lean3r.stream.loops.meeting", lambda first, second: asked.append(second) or 0.0)
+    monkeypatch.setattr(sys.modules[Loops.__module__], "meeting", lambda first, second: asked.append(second) or 0.0)
     assert model._check(0, [new], 0, [np.eye(4)] * 3, solver) is None
     assert bool(asked) == (count >= LEAST_TIES)
 
