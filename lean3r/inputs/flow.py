@@ -7,6 +7,8 @@ found again, follow an affine motion through the others.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lean3r.inputs.motion import spectrum_of, whole_shift_of
@@ -29,10 +31,8 @@ class Reference:
         self.picture = picture
         self._spectrum = spectrum_of(picture[None])
         self._nodes = _nodes(*picture.shape)
-        pictures = [picture]
-        for _ in range(LEVELS - 1):
-            pictures.append(_halved(pictures[-1]))
-        self._patches = [_Patches(of_level, 2**level, self._nodes) for level, of_level in enumerate(pictures)]
+        pictures = pyramid(picture, LEVELS)
+        self._patches = [Patches(of_level, 2**level, self._nodes) for level, of_level in enumerate(pictures)]
 
     @property
     def bytes(self) -> int:
@@ -47,9 +47,7 @@ class Reference:
         height, width = frame.shape
         at = self._nodes
         moved = np.tile(whole, (len(at), 1))
-        frames = [frame]
-        for _ in range(LEVELS - 1):
-            frames.append(_halved(frames[-1]))
+        frames = pyramid(frame, LEVELS)
         unlike = np.zeros(len(at))
         for level in reversed(range(LEVELS)):
             scale = 2**level
@@ -74,15 +72,17 @@ def flow_between(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
     return Reference(a).flow_to(b)
 
 
-class _Patches:
-    """The neighbourhoods of nodes [N, 2] of the full frame in one made `scale` times smaller; `corner` [N] says how
-    clear a corner each is."""
+class Patches:
+    """The neighbourhoods of nodes [N, 2] of the full frame in one made `scale` times smaller, with its `slopes` along
+    rows and columns; `corner` [N] says how clear a corner each is. Places are as exact as those of the nodes."""
 
-    def __init__(self, picture: np.ndarray, scale: int, nodes: np.ndarray) -> None:
+    def __init__(
+        self, picture: np.ndarray, scale: int, nodes: np.ndarray, slopes: Sequence[np.ndarray] | None = None
+    ) -> None:
         at = (nodes + 0.5) / scale - 0.5
-        self._y, self._x = (at[:, None] + _OFFSETS).transpose(2, 0, 1)
+        self._y, self._x = (at[:, None] + _OFFSETS.astype(at.dtype)).transpose(2, 0, 1)
         self._before = _centred(_sample(picture, self._y, self._x))
-        slopes = [_sample(slope, self._y, self._x) for slope in np.gradient(picture)]
+        slopes = [_sample(slope, self._y, self._x) for slope in slopes or np.gradient(picture)]
         self._gradient = np.stack(slopes, 1)  # [N, 2, P]
         squared = self._gradient @ self._gradient.transpose(0, 2, 1) + 1e-3 * np.eye(2)
         self._inverse = np.linalg.inv(squared)
@@ -98,7 +98,8 @@ class _Patches:
         before = off = self._before
         for _ in range(STEPS):
             off = _centred(_sample(frame, self._y + moved[:, :1], self._x + moved[:, 1:])) - before
-            moved = moved - (self._inverse @ (self._gradient @ off[..., None]))[..., 0]
+            step = (self._inverse @ (self._gradient @ off[..., None]))[..., 0]
+            moved = (moved - step).astype(self._y.dtype)
         return moved, (off**2).mean(1) / np.maximum((before**2).mean(1), LEAST_VARIANCE)
 
 
@@ -116,6 +117,14 @@ def _sample(picture: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     upper = flat[first] + right * (flat[first + 1] - flat[first])
     lower = flat[first + width] + right * (flat[first + width + 1] - flat[first + width])
     return upper + down * (lower - upper)
+
+
+def pyramid(picture: np.ndarray, levels: int) -> list[np.ndarray]:
+    """The picture [H, W] float32 and smaller ones, each half the one before."""
+    pictures = [picture]
+    while len(pictures) < levels:
+        pictures.append(_halved(pictures[-1]))
+    return pictures
 
 
 def _halved(picture: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from lean3r.refine.overlay import drop_overlays
 from lean3r.refine.rivals import contested
 from lean3r.refine.separate import own_focals
 from lean3r.refine.sharpen import sharpened
+from lean3r.refine.tracks import add_tracks
 
 ENOUGH = 0.8  # if a model fits this share of the verified matches, no other method is tried
 CALIBRATING = 4  # registered views that determine a camera reliably
@@ -180,6 +181,8 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     database = here / "database.db"
     matching.find(job, folder, database, octave)
     if job.sequences:
+        if job.past:  # by itself a window may hang on them alone, and nothing tells how much larger it is than others
+            add_tracks(job, folder, database)
         drop_overlays(job, database)
         job = focal.with_focals(job, database)
         matches = matching.verify_again(job, database)
