@@ -64,14 +64,15 @@ class Pictures:
     `kept` is a folder in which refinement keeps what it finds in the pictures for the next run, which shows some of
     them again; None: nowhere. Refinement finds nothing unless so many first pictures are `meeting` others in a match,
     and doubts what hangs loosely on those that are `joined` to what was found before (their numbers). With
-    a `past` it goes on from what was found of that, or finds nothing. In a `chain`, each picture is known to overlap
-    with the one before.
+    a `past` it goes on from what was found of that, or finds nothing. If it `follows`, it follows points from frame to
+    frame of a video where few features match. In a `chain`, each picture is known to overlap with the one before.
     """
 
     kept: Path | None = None
     meeting: int = 0
     joined: tuple[int, ...] = ()
     past: Past | None = None
+    follows: bool = False
     chain: bool = False
 
     def __init__(

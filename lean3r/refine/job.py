@@ -57,7 +57,7 @@ class Job:
     in which features are `kept` between jobs (None: nowhere); how many first views must be `meeting` others in a
     match, or no model is made (0: any); the views by which the model is `joined` to what was found before; and how many
     first views are of the `past`: their poses in `start` were found before, and no model is made but the one that goes
-    on from these."""
+    on from these; whether it `follows` points from frame to frame of a video where few features match."""
 
     views: tuple[View, ...]
     groups: tuple[Group, ...]
@@ -73,6 +73,7 @@ class Job:
     meeting: int = 0
     joined: tuple[int, ...] = ()
     past: int = 0
+    follows: bool = False
 
     @property
     def knows_focals(self) -> bool:
@@ -123,6 +124,7 @@ class Job:
             "meeting": self.meeting,
             "joined": self.joined,
             "past": self.past,
+            "follows": self.follows,
         }
         (folder / "job.json").write_text(json.dumps(plain))
         arrays = {"cam_from_world": self.cam_from_world, "pinholes": self.pinholes, "start": self.start}
@@ -152,6 +154,7 @@ class Job:
             plain["meeting"],
             tuple(plain["joined"]),
             plain["past"],
+            plain["follows"],
         )
 
 

@@ -181,7 +181,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     database = here / "database.db"
     matching.find(job, folder, database, octave)
     if job.sequences:
-        if job.past:  # by itself a window may hang on them alone, and nothing tells how much larger it is than others
+        if job.follows:
             add_tracks(job, folder, database)
         drop_overlays(job, database)
         job = focal.with_focals(job, database)

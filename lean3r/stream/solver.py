@@ -77,7 +77,8 @@ class Solver:
 
         With a `past`, the window is reconstructed by itself and by going on from that, of which the one counts that
         trusts more cameras; the second way is not tried if all are trusted that no later window knows better. The last
-        window of a film goes on first.
+        window of a film goes on first. Keyframes that this way lacks lie where another one has them, of the window by
+        itself and points that are followed from frame to frame if possible; they stay in doubt.
         """
         self._ahead.end()
         ways = [None] if past is None else [past, None] if is_last else [None, past]
@@ -86,16 +87,20 @@ class Solver:
             found: list[tuple[Reconstruction, bool]] = []
             while ways and not (found and self._is_enough(found[-1][0], joined, is_last)):
                 pictures.past = ways.pop(0)
+                pictures.follows = pictures.past is not None  # alone, how large a window is may hang on such points
                 found.append(self._run(pictures))
             (scene, is_calibrated), *others = sorted(found, key=lambda run: trusted(run[0], joined), reverse=True)
             if is_calibrated and self.settings.intrinsics is None and zooms(scene):
                 self.intrinsics.clear()  # those of the windows before are not true any more
                 (scene, is_calibrated), others = self._run(self._pictures(keyframes, joined=joined)), []
+            results = results_of(scene, keyframes)
+            if others and not all(result.is_registered for result in results):
+                pictures.past, pictures.follows = None, True
+                others.insert(0, self._run(pictures))
         except LeanError as error:
             logger.warning("keyframes %d to %d: %s", keyframes[0].index, keyframes[-1].index, error)
             return None
         report = scene.info.get("refinement", {"status": "kept"})
-        results = results_of(scene, keyframes)
         for other, _ in others:
             complete(results, results_of(other, keyframes))
         if "refinement" in scene.info and report["status"] == "kept" and len(results) > 1:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from lean3r.colmap_library import pycolmap
+from lean3r.inputs.pictures import Pictures
 from lean3r.refine import RefineOptions, features, matching, prepare, tracks, worker
 from lean3r.refine.job import MASKS, PICTURES, Job
 from lean3r.refine.options import KnownCameras
@@ -94,17 +95,18 @@ def test_frames_that_have_nothing_in_common_stay_as_they_are() -> None:
     assert not second.earlier and not blank.earlier
 
 
-def video(folder: Path, count: int = 4, past: int = 0) -> Job:
-    """A job of frames of a video, of which so many are of the past."""
+def video(folder: Path, follows: bool = True) -> Job:
+    """A job of four frames of a video."""
+    count = 4
     poses = scenes.arc(count, 0.05)
     (folder / "files").mkdir(parents=True)
     scenes.write(poses, folder / "files")
     scene = scenes.scene(poses)
     sources = tuple(replace(source, timestamp_s=i / 10) for i, source in enumerate(scene.sources))
     known = KnownCameras(intrinsics=np.tile(scenes.INTRINSICS, (count, 1, 1)))
-    pictures = prepare.Pictures(folder / "files")
-    job = prepare.prepare(replace(scene, sources=sources), pictures, RefineOptions(features=300), known, None, folder)
-    return replace(job, past=past, sequences=(tuple(range(count)),))
+    pictures = Pictures(folder / "files")
+    pictures.follows = follows
+    return prepare.prepare(replace(scene, sources=sources), pictures, RefineOptions(features=300), known, None, folder)
 
 
 def contents(job: Job, database: Path) -> tuple[list[np.ndarray], dict[tuple[int, int], np.ndarray]]:
@@ -144,9 +146,12 @@ def test_a_database_gets_points_behind_its_features_and_matches_over_several_fra
     assert len(after[0, 3]) > len(before.get((0, 3), ())), "tracks reach over frames"
 
 
-@pytest.mark.parametrize("past", [0, 2])
-def test_only_with_a_past_are_points_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, past: int) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(worker, "add_tracks", lambda job, *of: asked.append(job.past))
-    list(worker.attempts(video(tmp_path, 4, past), tmp_path, features.COARSE))
-    assert asked == ([past] if past else [])
+@pytest.mark.parametrize("follows", [False, True])
+def test_points_are_followed_if_the_pictures_ask_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follows: bool
+) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(worker, "add_tracks", lambda job, folder, database: asked.append(folder))
+    assert video(tmp_path, follows).follows == follows
+    list(worker.attempts(Job.read(tmp_path), tmp_path, features.COARSE))
+    assert asked == [tmp_path] * follows

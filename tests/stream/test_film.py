@@ -198,6 +198,39 @@ def test_the_way_counts_that_trusts_more_cameras(
         assert np.allclose(first, found[1].pose) and second is None
 
 
+@pytest.mark.parametrize("lacks", [True, False])
+def test_points_are_followed_with_a_past_and_for_keyframes_that_no_way_has(
+    lacks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyframes: Any = [SimpleNamespace(index=i, size=(4, 3)) for i in range(6)]
+    world, turned = poses(6), similarity(5)
+    given: list[tuple[object, bool]] = []
+
+    def run(self: Solver, pictures: SimpleNamespace) -> tuple[object, bool]:
+        given.append((pictures.past, pictures.follows))
+        report = {"status": "refined", "trusted": 5}
+        return SimpleNamespace(
+            info={"refinement": report}, lenses=(), is_certain=np.arange(6) < 5, run=len(given)
+        ), True
+
+    def results_of(scene: Any, keyframes: object) -> list[Result]:
+        matrix = np.eye(4) if scene.run == 1 else turned
+        found = [result(i, sim3.move_poses(matrix, pose), is_certain=i < 5) for i, pose in enumerate(world)]
+        if lacks and scene.run < 3:
+            found[5].is_registered, found[5].pose = False, np.eye(4)
+        return found
+
+    monkeypatch.setattr(Solver, "_pictures", lambda self, keyframes, joined: SimpleNamespace())
+    monkeypatch.setattr(Solver, "_run", run)
+    monkeypatch.setattr(solver, "results_of", results_of)
+    past: Any = "the past"
+    settings: Any = SimpleNamespace(intrinsics=None, overlap=2)
+    told = Solver(None, settings).window(keyframes, (), past, is_last=True)  # type: ignore[arg-type]
+    assert given == [(past, True), (None, False), (None, True)][: 3 if lacks else 2]
+    assert told is not None and np.allclose([each.pose for each in told[0]], world)
+    assert [each.is_certain for each in told[0]] == [True] * 5 + [False]
+
+
 def test_keyframes_that_one_way_lacks_lie_where_the_other_has_them() -> None:
     world, turned = poses(6), similarity(7)
     mine = [result(i, pose) for i, pose in enumerate(world)]
