@@ -76,17 +76,17 @@ def add_tracks(job: Job, folder: Path, database: Path) -> None:
         for run in job.sequences:
             views = [view for view in run if view in ids]
             stored = {view: np.asarray(opened.read_keypoints(ids[view])) for view in views}
-            frames = {view: Frame.of(job, folder, view, stored[view][:, :2]) for view in views}
             followed: dict[tuple[int, int], list[tuple[int, int]]] = {}
-            for first, second in pairwise(views):
-                known = matches.get((first, second), np.zeros((0, 2), np.int64))
-                follow(frames[first], frames[second], first, known)
-                for number, track in frames[second].earlier.items():
+            # Two frames at a time: their pictures in all sizes are large.
+            frames = (Frame.of(job, folder, view, stored[view][:, :2]) for view in views)
+            for (at, first), (after, second) in pairwise(zip(views, frames, strict=True)):
+                follow(first, second, at, matches.get((at, after), np.zeros((0, 2), np.int64)))
+                for number, track in second.earlier.items():
                     for view, before, is_followed in track:
                         if is_followed:
-                            followed.setdefault((view, second), []).append((before, number))
-            for view in views:
-                opened.update_keypoints(ids[view], _with_points(stored[view], frames[view].xy))
+                            followed.setdefault((view, after), []).append((before, number))
+                for view, frame in ((at, first), (after, second)):
+                    opened.update_keypoints(ids[view], _with_points(stored[view], frame.xy))
             for (a, b), pairs in followed.items():
                 known = matches.get((a, b))
                 both = _joined(known, np.array(pairs, np.int64))

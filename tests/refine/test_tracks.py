@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,6 +146,23 @@ def test_a_database_gets_points_behind_its_features_and_matches_over_several_fra
     new = after[0, 1][len(before[0, 1]) :]
     assert len(new) > 20 and (more[0][new[:, 0], 0] <= width // 2).all(), "not where a mask is"
     assert len(after[0, 3]) > len(before.get((0, 3), ())), "tracks reach over frames"
+
+
+def test_pictures_of_few_frames_are_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, database = video(tmp_path), tmp_path / "database.db"
+    matching.find(job, tmp_path, database, features.COARSE)
+    made: list[weakref.ref[Frame]] = []
+    held: list[int] = []
+
+    def of(*what: Any) -> Frame:
+        frame = Frame(np.zeros((60, 80), np.float32), what[-1])
+        made.append(weakref.ref(frame))
+        return frame
+
+    monkeypatch.setattr(Frame, "of", of)
+    monkeypatch.setattr(tracks, "follow", lambda *of: held.append(sum(each() is not None for each in made)))
+    add_tracks(job, tmp_path, database)
+    assert len(made) == 4 and held == [2, 2, 2]
 
 
 @pytest.mark.parametrize("follows", [False, True])
