@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from common import capture
 from roofline import H200, Layer
 from rows import Rows, measure
+from smoke import LIMIT
 from torch import Tensor
 from tuning import longest_list, number, pinned
 
@@ -39,6 +40,7 @@ from lean3r.attention.cut import Cut
 from lean3r.layers.attention import SelfAttention
 from lean3r.ops.block_select import block_select
 from lean3r.ops.block_sparse import block_sparse_attention
+from lean3r.testing import rms_ratio
 from lean3r.types import TokenLayout
 
 PARTS: dict[str, list[tuple[Any, str]]] = {
@@ -52,6 +54,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
 the averages of q and k where one kernel does all."""
 SELECTED = (32, 128)
 REGIONS = 64  # candidates of two levels of selection
+AGREE_VIEWS = 128  # torch's own paths take too long beyond
 COMPILE_S = 150  # more than that, and the rest is compiled when it counts
 
 
@@ -222,6 +225,33 @@ def dense(p: Projected, layout: TokenLayout, bench: Bench) -> dict:
     return against(found, bench.roofline(layout).dense())
 
 
+def agreement(p: Projected, layout: TokenLayout, bench: Bench) -> dict:
+    """Relative RMS errors of the layer's kernels, in the configurations just tuned, against torch on the same numbers
+    and lists; of the lists, by the scores of what they hold."""
+    with captured() as seen, torch.no_grad():
+        bench.gsa()(p, layout)
+        (q, k, v, _), select = seen["block_select"]
+        tensors, sparse = seen["block_sparse_attention"]
+        ours, theirs = (
+            block_select(q, k, v, min(SELECTED[0], k.shape[2]), **select | {"implementation": how})
+            for how in ("triton", "torch")
+        )
+        found = {"coarse attention": rms_ratio(ours.out, theirs.out), "its sums": rms_ratio(ours.lse, theirs.lse)}
+        scores = [torch.empty(*x.blocks.shape, device=q.device) for x in (ours, theirs)]
+        for head in range(q.shape[1]):
+            score = q[0, head].float() @ k[0, head].float().mT
+            for held, chosen in zip(scores, (ours, theirs), strict=True):
+                held[0, head] = score.gather(-1, chosen.blocks[0, head].long())
+        found["scores of the lists"] = rms_ratio(*scores)
+        attended = [block_sparse_attention(*tensors, **sparse | {"implementation": how}) for how in ("triton", "torch")]
+        found["sparse pass"] = rms_ratio(*attended)
+        plain = replace(p, finish_and_pool=None)
+        found["means kept apart"] = rms_ratio(bench.gsa()(p, layout), bench.gsa()(plain, layout))
+    found = {what: float(f"{error:.3g}") for what, error in found.items()}
+    wrong = {what: error for what, error in found.items() if not error <= LIMIT[bench.dtype]}
+    return {"failed": f"relative RMS error {wrong}, at most {LIMIT[bench.dtype]}"} if wrong else found
+
+
 def both_ways(attend: Callable[[Projected], Tensor], p: Projected) -> Callable[[], object]:
     """Forward and backward by q, k and v."""
     inputs = [x.detach().requires_grad_() for x in (p.q, p.k, p.v)]
@@ -320,6 +350,8 @@ def measure_size(rows: Rows, bench: Bench, layout: TokenLayout) -> None:
         with torch.no_grad():
             return against(measure(run, bench.device), work)
 
+    if layout.views <= AGREE_VIEWS:
+        rows.take(f"{title}, agreement with torch", lambda: agreement(p(), layout, bench))
     rows.take(f"{title}, gsa", whole)
     rows.take(f"{title}, gsa, two levels of {REGIONS}", lambda: whole(regions=REGIONS))
     rows.take(f"{title}, dense", lambda: dense(p(), layout, bench))
