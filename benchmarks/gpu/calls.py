@@ -24,6 +24,7 @@ from lean3r.ops.fp8.kernel import quantize_fused
 from lean3r.ops.fp8.reference import Before
 from lean3r.ops.linear_attention.kernel import LinearAttention
 from lean3r.ops.norm_rotate.kernel import norm_rotate
+from lean3r.ops.residual.kernel import add_scaled, norm_to
 from lean3r.ops.rope2d.kernel import Rope2d
 
 HEADS = 2
@@ -174,6 +175,19 @@ def _norm_rotate(kind: torch.dtype) -> Iterator[Call]:
             yield Call(f"{dim} {', '.join(parts)}", shapes, run)
 
 
+def _residual(kind: torch.dtype) -> Iterator[Call]:
+    for width, shapes in ((1024, "backbones"), (384, "backbones"), (40, "edges"), (1 << 15, "edges")):
+        x, gain = torch.zeros(256, width, device="meta"), torch.zeros(width, device="meta")
+        branch = torch.zeros(256, width, dtype=kind, device="meta")
+        yield Call(f"norm of {width}", shapes, lambda x=x, gain=gain: norm_to(x, gain, gain, 1e-6, kind))
+        for scale in (gain, None):
+
+            def run(x=x, branch=branch, scale=scale) -> Tensor:
+                return add_scaled(x, branch, scale, None)
+
+            yield Call(f"{'sum' if scale is None else 'scaled sum'} of {width}", shapes, run)
+
+
 OPERATORS: dict[str, Callable[[torch.dtype], Iterator[Call]]] = {
     "block_select": _block_select,
     "block_sparse": _sparse(sparse_kernel.attend, gradients=True),
@@ -181,5 +195,6 @@ OPERATORS: dict[str, Callable[[torch.dtype], Iterator[Call]]] = {
     "linear_attention": _linear_attention,
     "norm_rotate": _norm_rotate,
     "quantize_rows": _quantize_rows,
+    "residual": _residual,
     "rope2d": _rope2d,
 }

@@ -36,6 +36,7 @@ from lean3r.ops.fp8 import (
 )
 from lean3r.ops.linear_attention import linear_attention
 from lean3r.ops.norm_rotate import norm_rotate
+from lean3r.ops.residual import add_scaled, norm_to
 from lean3r.ops.rope2d import rope2d
 from lean3r.testing import rms_ratio
 
@@ -71,6 +72,22 @@ def check_norm_rotate(draw: Callable[..., Tensor]) -> dict[str, float]:
     ours, theirs = (norm_rotate(*given, **sizes, implementation=how) for how in ("triton", "reference"))  # type: ignore[arg-type]
     named = zip(("output", "means"), ours, theirs, strict=True)
     return {name: rms_ratio(a.float(), b.float()) for name, a, b in named}
+
+
+def check_residual(draw: Callable[..., Tensor]) -> dict[str, float]:
+    """The norm of a stream in float32, and its next sum with a branch in half precision."""
+    x, branch, gain, offset = draw(70, 1000).float(), draw(70, 1000), draw(1000).float(), draw(1000).float()
+    normed, summed = zip(
+        *(
+            (
+                norm_to(x, gain, offset, 1e-6, branch.dtype, implementation=how),  # type: ignore[arg-type]
+                add_scaled(x, branch, gain, implementation=how),  # type: ignore[arg-type]
+            )
+            for how in ("triton", "reference")
+        ),
+        strict=True,
+    )
+    return {"output": rms_ratio(*normed), "sum": rms_ratio(*summed)}
 
 
 def check_quantize_rows(draw: Callable[..., Tensor]) -> dict[str, float]:
@@ -174,6 +191,7 @@ CHECKS = {
     "block_sparse_fp8": check_block_sparse_fp8,
     "linear_attention": check_linear_attention,
     "norm_rotate": check_norm_rotate,
+    "residual": check_residual,
     "rope2d": check_rope2d,
 }
 

@@ -40,7 +40,7 @@ class Mechanism(nn.Module):
 
     With `window`, the trunk orders tokens by windows of this side; None if any order is acceptable. A mechanism must
     work on every layout, but one with a `share` only if `why_not_shared` gives no reason. `reads_input` is False if it
-    never reads the numbers of `Projected.x`.
+    never reads the numbers of `Projected.x`, `multiplies_input` is True if it only multiplies them by weights.
 
     Two lists of settings are for tests. With `COMPLETE` settings, no key is left out and the result equals dense
     attention; the list is empty if keys are always left out. `SMALL` settings have an effect on as few as twenty
@@ -51,6 +51,7 @@ class Mechanism(nn.Module):
     SMALL: ClassVar[Sequence[Mapping[str, object]]] = ({},)
     window: int | None = None
     reads_input: ClassVar[bool] = True
+    multiplies_input: ClassVar[bool] = False
 
     def unsupported(self, head_dim: int) -> str | None:
         """The reason why its Triton kernels cannot run with `head_dim` channels; None if they can or if it has none."""

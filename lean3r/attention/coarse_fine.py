@@ -63,6 +63,7 @@ class Gsa(Mechanism):
 
     COMPLETE: ClassVar = ({"top_k": 1000, "gate": "none"},)
     SMALL: ClassVar = ({"top_k": 2, "window": 3},)
+    multiplies_input: ClassVar = True
 
     def __init__(
         self,

@@ -66,6 +66,11 @@ class SelfAttention(TakesRows, nn.Module):
         """See TakesRows. Mechanisms that read the block's input want its numbers."""
         return not self.mechanism_for(x.shape[1]).reads_input and takes_rows(self.qkv, x)
 
+    def takes_half(self, x: Tensor) -> bool:
+        """See TakesRows."""
+        mechanism = self.mechanism_for(x.shape[1])
+        return mechanism.multiplies_input or not mechanism.reads_input
+
     def forward(self, x: Tensor | Rows, layout: TokenLayout, key_mask: Tensor | None = None) -> Tensor:
         """[B, N, C] -> [B, N, C]; key_mask [B, N] is False on padding."""
         q, k, v = self.project(x)

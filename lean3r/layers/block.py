@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from lean3r.layers.attention import Rotation, SelfAttention
 from lean3r.layers.linear import norm_for
 from lean3r.layers.mlp import feed_forward
+from lean3r.ops import residual
 from lean3r.ops.fp8 import Rows
+from lean3r.ops.residual import in_one_kernel
 from lean3r.tracing import is_traced
 from lean3r.types import TokenLayout
 
@@ -85,6 +87,10 @@ class Block(nn.Module):
 
 def add_scaled(x: Tensor, scale: nn.Module, branch: Tensor, out: Tensor | None = None) -> Tensor:
     """x + scale(branch); with a LayerScale in one pass over memory, unless hooks want to see its result."""
-    if type(scale) is LayerScale and not (scale._forward_hooks or scale._forward_pre_hooks):
-        return torch.addcmul(x, branch, scale.gamma, out=out)
+    plain = type(scale) in (LayerScale, nn.Identity) and not (scale._forward_hooks or scale._forward_pre_hooks)
+    gamma = scale.gamma if isinstance(scale, LayerScale) else None
+    if plain and x.shape == branch.shape and in_one_kernel(x):
+        return residual.add_scaled(x, branch, gamma, out=out)
+    if plain and gamma is not None:
+        return torch.addcmul(x, branch, gamma, out=out)
     return torch.add(x, scale(branch), out=out)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.ops.fp8 import Rows, gelu_rows, norm_rows
+from lean3r.ops.residual import in_one_kernel, norm_to
 
 PLAIN = (Tensor, nn.Parameter)
 FEW_OUTPUTS = 32  # with fewer outputs oneDNN is not faster
@@ -63,6 +64,10 @@ class TakesRows:
         """Whether inputs like x [..., K] are wanted as `Rows`; the layer takes tensors all the same."""
         raise TypeError(f"{type(self).__name__} defines no takes_rows")
 
+    def takes_half(self, x: Tensor) -> bool:
+        """Whether inputs like x [..., K] go into products alone, so that they may come in the products' number type."""
+        return True
+
 
 def takes_rows(layer: nn.Module, x: Tensor) -> bool:
     """Whether a layer wants inputs like x [..., K] as `Rows`."""
@@ -70,13 +75,18 @@ def takes_rows(layer: nn.Module, x: Tensor) -> bool:
 
 
 def norm_for(reader: nn.Module, norm: nn.Module, x: Tensor) -> Tensor | Rows:
-    """norm(x) as the layer that reads it wants it; for `Rows`, LayerNorm and rounding are one pass."""
+    """norm(x) as the layer that reads it wants it: for `Rows`, and on a GPU for products in half precision, which torch
+    would take from float32 under autocast, LayerNorm and rounding are one pass."""
     if not (type(norm) is nn.LayerNorm and norm.elementwise_affine and norm.bias is not None):
         return norm(x)
     trains = torch.is_grad_enabled() and norm.weight.requires_grad
-    if trains or not takes_rows(reader, x):
-        return norm(x)
-    return norm_rows(x, norm.weight, norm.bias, norm.eps)
+    if not trains and takes_rows(reader, x):
+        return norm_rows(x, norm.weight, norm.bias, norm.eps)
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and isinstance(reader, TakesRows) and reader.takes_half(x):
+        if in_one_kernel(x, norm, reader):
+            return norm_to(x, norm.weight, norm.bias, norm.eps, torch.get_autocast_dtype(kind))
+    return norm(x)
 
 
 def gelu_for(reader: nn.Module, x: Tensor) -> Tensor | Rows:

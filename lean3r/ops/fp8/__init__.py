@@ -19,6 +19,7 @@ from lean3r.ops.fp8.reference import (
     quantize_reference,
     rows_reference,
 )
+from lean3r.ops.registered import operator
 
 __all__ = [
     "E4M3",
@@ -101,8 +102,7 @@ def _rows(
     return Rows(codes, scale, dtype)
 
 
-@torch.library.custom_op("lean3r::fp8_rows", mutates_args=())
-def _fp8_rows(
+def _run(
     x: Tensor,
     before: str,
     gain: Tensor | None,
@@ -113,7 +113,6 @@ def _fp8_rows(
     padded: int,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    """An operator of torch, so that compiled graphs keep it whole; see `rows_reference`."""
     given = [x] if gain is None or offset is None else [x, gain, offset]
     how = choose("quantize_rows", implementation, given, unsupported=_why_not_fused(x))  # type: ignore[arg-type]
     if how == "triton":
@@ -123,10 +122,19 @@ def _fp8_rows(
     return quantize(x, before, gain, offset, eps, dtype=dtype, scale_dtype=scale_dtype, padded=padded)  # type: ignore[arg-type]
 
 
-@_fp8_rows.register_fake
-def _(x: Tensor, before, gain, offset, eps, dtype, scale_dtype, padded, implementation) -> tuple[Tensor, Tensor]:
+def _shapes(x: Tensor, before, gain, offset, eps, dtype, scale_dtype, padded, implementation) -> tuple[Tensor, Tensor]:
     lead = x.shape[:-1]
     return x.new_empty(*lead, padded, dtype=E4M3), x.new_empty(*lead, 1, dtype=scale_dtype)
+
+
+_fp8_rows = operator(
+    "fp8_rows",
+    "(Tensor x, str before, Tensor? gain, Tensor? offset, float eps, ScalarType dtype, ScalarType scale_dtype, "
+    "int padded, str implementation) -> (Tensor, Tensor)",
+    _run,
+    _shapes,
+)
+"""See `rows_reference`."""
 
 
 def _why_not_fused(x: Tensor) -> str | None:
