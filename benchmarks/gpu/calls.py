@@ -24,6 +24,7 @@ from lean3r.ops.fp8.kernel import quantize_fused
 from lean3r.ops.fp8.reference import Before
 from lean3r.ops.linear_attention.kernel import LinearAttention
 from lean3r.ops.norm_rotate.kernel import norm_rotate
+from lean3r.ops.rank_listed.kernel import rank_by_group
 from lean3r.ops.residual.kernel import add_scaled, norm_to
 from lean3r.ops.rope2d.kernel import Rope2d
 
@@ -175,6 +176,20 @@ def _norm_rotate(kind: torch.dtype) -> Iterator[Call]:
             yield Call(f"{dim} {', '.join(parts)}", shapes, run)
 
 
+def _rank_listed(kind: torch.dtype) -> Iterator[Call]:
+    for dim, listed, shapes in ((64, 64, "backbones"), (40, 3, "edges"), (16, 256, "edges"), (128, 64, "edges")):
+        if 4 * listed * dim * kind.itemsize > 1 << 16:
+            continue
+
+        def run(dim=dim, listed=listed) -> Tensor:
+            q, k = (x.detach().unflatten(2, (-1, 4)) for x in _qkv(4096, dim, kind)[:2])
+            lists = torch.zeros(1, HEADS, 1024, listed, dtype=torch.int32, device="meta")
+            names = torch.zeros(1024, 4, dtype=torch.int32, device="meta")
+            return rank_by_group(q, k, lists, names, names[None] > 0, 32)
+
+        yield Call(f"{dim} of {listed} groups", shapes, run)
+
+
 def _residual(kind: torch.dtype) -> Iterator[Call]:
     for width, shapes in ((1024, "backbones"), (384, "backbones"), (40, "edges"), (1 << 15, "edges")):
         x, gain = torch.zeros(256, width, device="meta"), torch.zeros(width, device="meta")
@@ -195,6 +210,7 @@ OPERATORS: dict[str, Callable[[torch.dtype], Iterator[Call]]] = {
     "linear_attention": _linear_attention,
     "norm_rotate": _norm_rotate,
     "quantize_rows": _quantize_rows,
+    "rank_listed": _rank_listed,
     "residual": _residual,
     "rope2d": _rope2d,
 }

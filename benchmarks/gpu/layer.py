@@ -45,7 +45,7 @@ from lean3r.types import TokenLayout
 
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "windows and pooling": [(Cut, "blocks"), (Cut, "pool"), (Cut, "pooled_positions")],
-    "selection": [(coarse_fine, "block_select"), (regions, "block_select"), (regions, "_rank")],
+    "selection": [(coarse_fine, "block_select"), (regions, "block_select"), (regions, "rank_listed")],
     "sparse pass": [(coarse_fine, "block_sparse_attention")],
     "special queries": [(F, "scaled_dot_product_attention")],
     "gates and merging": [(Gsa, "gates"), (coarse_fine, "_mix"), (Cut, "join")],

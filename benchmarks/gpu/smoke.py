@@ -36,6 +36,7 @@ from lean3r.ops.fp8 import (
 )
 from lean3r.ops.linear_attention import linear_attention
 from lean3r.ops.norm_rotate import norm_rotate
+from lean3r.ops.rank_listed import rank_listed
 from lean3r.ops.residual import add_scaled, norm_to
 from lean3r.ops.rope2d import rope2d
 from lean3r.testing import rms_ratio
@@ -72,6 +73,19 @@ def check_norm_rotate(draw: Callable[..., Tensor]) -> dict[str, float]:
     ours, theirs = (norm_rotate(*given, **sizes, implementation=how) for how in ("triton", "reference"))  # type: ignore[arg-type]
     named = zip(("output", "means"), ours, theirs, strict=True)
     return {name: rms_ratio(a.float(), b.float()) for name, a, b in named}
+
+
+def check_rank_listed(draw: Callable[..., Tensor]) -> dict[str, float]:
+    """Chosen members of listed groups, by their scores."""
+    q, k = draw(1, 2, 70, 4, 64), draw(1, 2, 70, 4, 64)
+    lists = torch.rand(1, 2, 70, 70, device=q.device).argsort(-1)[..., :24].int()
+    names = torch.arange(280, device=q.device).view(70, 4)
+    scores = q.float().flatten(2, 3) @ k.float().flatten(2, 3).mT
+    found, best = (
+        scores.gather(-1, rank_listed(q, k, lists, names, names[None] >= 0, 32, implementation=how).long())  # type: ignore[arg-type]
+        for how in ("triton", "torch")
+    )
+    return {"output": rms_ratio(found, best)}
 
 
 def check_residual(draw: Callable[..., Tensor]) -> dict[str, float]:
@@ -191,6 +205,7 @@ CHECKS = {
     "block_sparse_fp8": check_block_sparse_fp8,
     "linear_attention": check_linear_attention,
     "norm_rotate": check_norm_rotate,
+    "rank_listed": check_rank_listed,
     "residual": check_residual,
     "rope2d": check_rope2d,
 }

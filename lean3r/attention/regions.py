@@ -14,10 +14,9 @@ from torch import Tensor
 
 from lean3r.attention.base import Projected
 from lean3r.attention.cut import Cut
-from lean3r.attention.pieces import pieces
 from lean3r.ops.block_select import block_select
 from lean3r.ops.dispatch import Implementation
-from lean3r.ops.repeats import pieces_of
+from lean3r.ops.rank_listed import rank_listed
 from lean3r.types import TokenLayout
 
 SIDE = 2  # windows along the side of a region
@@ -70,37 +69,10 @@ def select_by_regions(
         usable = usable & ~torch.isin(index, torch.tensor(skip, device=index.device))
     with torch.no_grad():
         places = [regions.blocks(x).unflatten(2, (-1, regions.size)) for x in finished]
-        chosen = _rank(places[0], places[1], best.blocks, index, usable, top_k)
+        given = places[0], places[1], best.blocks, index, usable, top_k
+        chosen = rank_listed(*given, implementation=implementation)
     spread = best.out.repeat_interleave(regions.size, 2)
     return Choice(regions.join(chosen, None), regions.join(spread, None))
-
-
-def _rank(q: Tensor, k: Tensor, lists: Tensor, index: Tensor, usable: Tensor, top_k: int) -> Tensor:
-    """Window indices [B, H, regions * places, top_k] with the highest scores in float32; -1 where there are no more.
-
-    q and k [B, H, regions, places, D]; lists [B, H, regions, K] of regions; index [regions, places] of windows and
-    usable [B, regions, places].
-    """
-    batch, heads, regions, size, dim = q.shape
-    listed = lists.shape[-1] * size
-    out = torch.full((batch, heads, regions * size, top_k), -1, dtype=torch.int32, device=q.device)
-    lowest = torch.finfo(torch.float32).min
-    with torch.autocast(q.device.type, enabled=False):
-        for b in range(batch):
-            bias = torch.zeros(usable[b].shape, device=q.device).masked_fill_(~usable[b], -torch.inf)
-            for h in pieces_of(range(heads)):
-                queries, keys = q[b, h].float(), k[b, h].float().flatten(1)
-                for part in pieces(regions, listed * dim, q.device):
-                    near = lists[b, h, part].long()
-                    at = near.clamp_min(0)
-                    score = torch.bmm(queries[part], keys[at].view(len(at), listed, dim).mT).clamp_(min=lowest)
-                    score.nan_to_num_(lowest, torch.inf, -torch.inf)
-                    absent = bias[at].masked_fill((near < 0)[..., None], -torch.inf).flatten(1)
-                    best = (score + absent[:, None]).topk(min(top_k, listed))
-                    names = index[at].flatten(1)[:, None].expand(-1, size, -1).gather(2, best.indices)
-                    names = names.masked_fill(best.values == -torch.inf, -1).flatten(0, 1)
-                    out[b, h, part.start * size : part.stop * size, : names.shape[1]] = names.to(torch.int32)
-    return out
 
 
 def describe_windows(p: Projected, means: tuple[Tensor, Tensor, Tensor], cut: Cut) -> Projected:
