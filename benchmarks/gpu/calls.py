@@ -22,6 +22,7 @@ from lean3r.ops.block_sparse import kernel_fp8
 from lean3r.ops.dispatch import why_too_large
 from lean3r.ops.fp8.kernel import quantize_fused
 from lean3r.ops.fp8.reference import Before
+from lean3r.ops.join_windows.kernel import join_windows
 from lean3r.ops.linear_attention.kernel import LinearAttention
 from lean3r.ops.norm_rotate.kernel import norm_rotate
 from lean3r.ops.rank_listed.kernel import rank_by_group
@@ -169,11 +170,25 @@ def _norm_rotate(kind: torch.dtype) -> Iterator[Call]:
             x, affine = _qkv(4 * tokens, dim, kind)[0].detach(), torch.zeros(dim, device="meta")
             table = torch.zeros(tokens, dim, dtype=kind, device="meta")
             given = (*((affine, affine) if norm else (None, None)), *((table, table) if turned else (None, None)))
-            return norm_rotate(x, *given, tokens, 5, window, 1e-5, kind)
+            return norm_rotate(x, *given, tokens, 5, window, 1e-5, kind, window > 0)
 
         parts = [*(["norm"] * norm), *(["rotation"] * turned), *([f"windows of {window}"] * bool(window))]
         if parts:
             yield Call(f"{dim} {', '.join(parts)}", shapes, run)
+
+
+def _join_windows(kind: torch.dtype) -> Iterator[Call]:
+    for dim, size, shapes in ((64, 16, "backbones"), (32, 16, "backbones"), (40, 9, "edges"), (128, 64, "edges")):
+        for gates, special in product((0, 1, 2), (0, 5)):
+
+            def run(dim=dim, size=size, gates=gates, special=special) -> Tensor:
+                tokens = special + 6 * size
+                made = torch.zeros(1, 2 * tokens, HEADS * gates, dtype=kind, device="meta") if gates else None
+                apart = _qkv(2 * special, dim, kind)[0].detach() if special else None
+                values = (_qkv(n, dim, kind)[0].detach() for n in (12 * size, 12))
+                return join_windows(*values, made, apart, tokens, size)
+
+            yield Call(f"{dim} windows of {size}, {gates} gates, {special} special", shapes, run)
 
 
 def _rank_listed(kind: torch.dtype) -> Iterator[Call]:
@@ -191,7 +206,7 @@ def _rank_listed(kind: torch.dtype) -> Iterator[Call]:
 
 
 def _residual(kind: torch.dtype) -> Iterator[Call]:
-    for width, shapes in ((1024, "backbones"), (384, "backbones"), (40, "edges"), (1 << 15, "edges")):
+    for width, shapes in ((1024, "backbones"), (384, "backbones"), (40, "edges"), (1 << 13, "edges")):
         x, gain = torch.zeros(256, width, device="meta"), torch.zeros(width, device="meta")
         branch = torch.zeros(256, width, dtype=kind, device="meta")
         yield Call(f"norm of {width}", shapes, lambda x=x, gain=gain: norm_to(x, gain, gain, 1e-6, kind))
@@ -207,6 +222,7 @@ OPERATORS: dict[str, Callable[[torch.dtype], Iterator[Call]]] = {
     "block_select": _block_select,
     "block_sparse": _sparse(sparse_kernel.attend, gradients=True),
     "block_sparse_fp8": _sparse(kernel_fp8.attend, gradients=False),
+    "join_windows": _join_windows,
     "linear_attention": _linear_attention,
     "norm_rotate": _norm_rotate,
     "quantize_rows": _quantize_rows,

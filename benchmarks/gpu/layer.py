@@ -44,11 +44,11 @@ from lean3r.testing import rms_ratio
 from lean3r.types import TokenLayout
 
 PARTS: dict[str, list[tuple[Any, str]]] = {
-    "windows and pooling": [(Cut, "blocks"), (Cut, "pool"), (Cut, "pooled_positions")],
+    "windows and pooling": [(Cut, "blocks"), (Cut, "patches_first"), (Cut, "pool"), (Cut, "pooled_positions")],
     "selection": [(coarse_fine, "block_select"), (regions, "block_select"), (regions, "rank_listed")],
     "sparse pass": [(coarse_fine, "block_sparse_attention")],
     "special queries": [(F, "scaled_dot_product_attention")],
-    "gates and merging": [(Gsa, "gates"), (coarse_fine, "_mix"), (Cut, "join")],
+    "gates and merging": [(Gsa, "gates"), (coarse_fine, "_mix"), (Cut, "join"), (coarse_fine, "join_windows")],
 }
 """What a layer calls, by the name that its time goes under; "norm and rotation" comes from the projections, with
 the averages of q and k where one kernel does all."""
@@ -246,7 +246,7 @@ def agreement(p: Projected, layout: TokenLayout, bench: Bench) -> dict:
         attended = [block_sparse_attention(*tensors, **sparse | {"implementation": how}) for how in ("triton", "torch")]
         found["sparse pass"] = rms_ratio(*attended)
         plain = replace(p, finish_and_pool=None)
-        found["means kept apart"] = rms_ratio(bench.gsa()(p, layout), bench.gsa()(plain, layout))
+        found["steps one by one"] = rms_ratio(bench.gsa()(p, layout), bench.gsa()(plain, layout))
     found = {what: float(f"{error:.3g}") for what, error in found.items()}
     wrong = {what: error for what, error in found.items() if not error <= LIMIT[bench.dtype]}
     return {"failed": f"relative RMS error {wrong}, at most {LIMIT[bench.dtype]}"} if wrong else found

@@ -34,6 +34,7 @@ from lean3r.ops.fp8 import (
     rows_of,
     scaled_product,
 )
+from lean3r.ops.join_windows import join_windows
 from lean3r.ops.linear_attention import linear_attention
 from lean3r.ops.norm_rotate import norm_rotate
 from lean3r.ops.rank_listed import rank_listed
@@ -73,6 +74,13 @@ def check_norm_rotate(draw: Callable[..., Tensor]) -> dict[str, float]:
     ours, theirs = (norm_rotate(*given, **sizes, implementation=how) for how in ("triton", "reference"))  # type: ignore[arg-type]
     named = zip(("output", "means"), ours, theirs, strict=True)
     return {name: rms_ratio(a.float(), b.float()) for name, a, b in named}
+
+
+def check_join_windows(draw: Callable[..., Tensor]) -> dict[str, float]:
+    """Branches mixed by gates, and put in order behind special tokens."""
+    given = (draw(2, 3, 3 * 96, 64), draw(2, 3, 18, 64), draw(2, 3 * 101, 6), draw(2, 3, 15, 64))
+    found, wanted = (join_windows(*given, tokens=101, size=16, implementation=how) for how in ("triton", "reference"))  # type: ignore[arg-type]
+    return {"output": rms_ratio(found.float(), wanted.float())}
 
 
 def check_rank_listed(draw: Callable[..., Tensor]) -> dict[str, float]:
@@ -205,6 +213,7 @@ CHECKS = {
     "block_sparse_fp8": check_block_sparse_fp8,
     "linear_attention": check_linear_attention,
     "norm_rotate": check_norm_rotate,
+    "join_windows": check_join_windows,
     "rank_listed": check_rank_listed,
     "residual": check_residual,
     "rope2d": check_rope2d,

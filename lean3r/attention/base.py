@@ -22,7 +22,8 @@ class Projected:
     [n / m, 2] if m views repeat them. key_mask [B, N] is False on padding, None if there is none. positions [T, 2]
     float, or [N, 2], are the rows and columns that finish(q, k) rotates by, in the order of the tokens; None without
     rotation. finish_and_pool(q, k, window) -> (finished q, means of q), (finished k, means of k) also averages each
-    `window` neighbouring patches of q and k as they were, in one pass over them; None where no kernel does that.
+    `window` neighbouring patches of q and k as they were, in one pass over them; the patches of all views come first
+    in what is finished, then all special tokens. None where no kernel does that.
     """
 
     x: Tensor

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lean3r.attention.across import Fetched, attend_by_all, fetch
 from lean3r.attention.base import Mechanism, Projected, record
-from lean3r.attention.cut import Cut
+from lean3r.attention.cut import Cut, Parts
 from lean3r.attention.dense import softmax_attention
 from lean3r.attention.pieces import in_pieces, pieces
 from lean3r.attention.regions import Choice, describe_windows, select_by_regions
@@ -26,6 +26,7 @@ from lean3r.errors import UsageError
 from lean3r.ops.block_select import Selection, block_select
 from lean3r.ops.block_sparse import KeyValues, block_sparse_attention, check_kv, unsupported
 from lean3r.ops.dispatch import Implementation, check_implementation
+from lean3r.ops.join_windows import join_windows
 from lean3r.tracing import is_traced
 from lean3r.types import TokenLayout
 
@@ -151,9 +152,9 @@ class Gsa(Mechanism):
         if layout.share is not None:
             return self._across(p, layout, layout.share)
         cut = Cut.of(layout, self.window, p)
-        value = cut.blocks(p.v)
-        (q, mean_q), (k, mean_k) = _finish_and_pool(p, cut)
-        windows = describe_windows(p, (mean_q, mean_k, cut.pool(value)), cut)
+        one_pass = self._in_one_pass(p, cut)
+        (q, k, v), (mean_q, mean_k) = _finish_and_pool(p, cut, one_pass)
+        windows = describe_windows(p, (mean_q, mean_k, cut.pool(v.places)), cut)
         pooled_q, pooled_k = p.finish(windows.q, windows.k, windows.positions)
         views = self._always(cut.views)
         always = [v * cut.windows.count + w for v in views for w in range(cut.windows.count)]
@@ -162,7 +163,7 @@ class Gsa(Mechanism):
         listed, seen = ([], views) if p.key_mask is None else (always, [])
         pooled, dense = self.special == "pooled", None
         if cut.special or seen:
-            dense = cut.seen_by_all(k, seen, pooled), cut.seen_by_all(p.v, seen, pooled)
+            dense = cut.seen_by_all(k, seen, pooled), cut.seen_by_all(v, seen, pooled)
 
         def attend(rows: slice, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             blocks = chosen.blocks[:, :, rows.start // cut.size : rows.stop // cut.size]
@@ -181,22 +182,32 @@ class Gsa(Mechanism):
 
         count = pooled_q.shape[2]
         each = p.q.shape[0] * p.q.shape[1] * (self.top_k + len(listed))
-        some = pieces(count, each, q.device) if listed else (slice(0, count),)
+        some = pieces(count, each, pooled_q.device) if listed else (slice(0, count),)
         rows = (slice(part.start * cut.size, part.stop * cut.size) for part in some)
-        selected = in_pieces(attend, rows, cut.blocks(q), cut.blocks(k), value)
-        gates = self.gates(p.x)
+        selected = in_pieces(attend, rows, q.places, k.places, v.places)
         lists = partial(_list_first, chosen.blocks, always, cut.window_mask)
-        record(self, layout, blocks=lists, gate=gates, density=lambda: cut.density(lists(), pooled))
-        out = selected if gates is None else _mix(chosen.out, selected, cut.blocks(gates))
-        if not cut.special:
-            return cut.join(out, None)
-        keys, values, mask = k, p.v, p.key_mask
-        if pooled:
-            keys = torch.cat([cut.special_tokens(k), pooled_k], dim=2)
-            values = torch.cat([cut.special_tokens(p.v), windows.v], dim=2)
-            mask = None if cut.window_mask is None else F.pad(cut.window_mask, (cut.special, 0), value=True)
-        mask = None if mask is None else mask[:, None, None]
-        return cut.join(out, F.scaled_dot_product_attention(cut.special_tokens(q), keys, values, attn_mask=mask))
+        record(
+            *(self, layout),
+            blocks=lists,
+            gate=lambda: self.gates(p.x),
+            density=lambda: cut.density(lists(), pooled),
+        )
+        special = None
+        if cut.special:
+            keys, values, mask = k.all, v.all, p.key_mask
+            if pooled:
+                keys = torch.cat([k.special, pooled_k], dim=2)
+                values = torch.cat([v.special, windows.v], dim=2)
+                mask = None if cut.window_mask is None else F.pad(cut.window_mask, (cut.special, 0), value=True)
+            mask = None if mask is None else mask[:, None, None]
+            special = F.scaled_dot_product_attention(q.special, keys, values, attn_mask=mask)
+        if one_pass:
+            gates = None if self.gate is None else self.gate(p.x)
+            given = selected, chosen.out, gates, special
+            joined = join_windows(*given, tokens=layout.tokens, size=cut.size, implementation=self.implementation)
+            return joined.transpose(1, 2)
+        gates = self.gates(p.x)
+        return cut.join(selected if gates is None else _mix(chosen.out, selected, cut.blocks(gates)), special)
 
     def _select(
         self, windows: Projected, finished: tuple[Tensor, Tensor], cut: Cut, always: list[int]
@@ -222,8 +233,8 @@ class Gsa(Mechanism):
         """`forward` for the views of one process: it gathers the averages of all windows, asks for those that its own
         windows chose, and sends the queries of special tokens to where the keys are."""
         cut = Cut.of(layout, self.window, p)
-        (q, mean_q), (k, mean_k) = _finish_and_pool(p, cut)
-        windows = describe_windows(p, (mean_q, mean_k, cut.pool(cut.blocks(p.v))), cut)
+        (q, k, v), (mean_q, mean_k) = _finish_and_pool(p, cut, self._in_one_pass(p, cut))
+        windows = describe_windows(p, (mean_q, mean_k, cut.pool(v.places)), cut)
         pooled_q, pooled_k = p.finish(windows.q, windows.k, windows.positions)
         count, pooled = cut.windows.count, self.special == "pooled"
         coarse_k, coarse_v = share.gather_pair(pooled_k, windows.v, count, "coarse")
@@ -234,9 +245,9 @@ class Gsa(Mechanism):
         each = min(cut.layout.special, 1) if pooled else cut.layout.special
         special: tuple[Tensor, Tensor] | None = None
         if each:
-            seen_k, seen_v = (cut.seen_by_all(x, [], pooled) for x in (k, p.v))
+            seen_k, seen_v = (cut.seen_by_all(x, [], pooled) for x in (k, v))
             special = share.gather_pair(seen_k, seen_v, each, "special")
-        own = cut.blocks(q), cut.blocks(k), cut.blocks(p.v)
+        own = q.places, k.places, v.places
 
         def attend(found: Fetched) -> Tensor:
             lists = found.lists
@@ -254,22 +265,26 @@ class Gsa(Mechanism):
                 dense_keys=found.dense(some, patches=p.key_mask is None),
                 kv=self.kv,
                 implementation=self.implementation,
-            ).unflatten(0, (len(q), -1))[:, :, 0]
+            ).unflatten(0, (len(own[0]), -1))[:, :, 0]
 
-        turns = torch.arange(q.shape[1]).chunk(share.group.size)
+        turns = torch.arange(own[0].shape[1]).chunk(share.group.size)
         selected = [attend(fetch(*own[1:], cut, chosen.blocks, always, share, heads)) for heads in turns]
         gates = self.gates(p.x)
         out = torch.cat(selected, 1)
         out = out if gates is None else _mix(chosen.out, out, cut.blocks(gates))
         if not cut.special:
             return cut.join(out, None)
-        queries = cut.special_tokens(q)
         if not pooled:
-            return cut.join(out, attend_by_all(queries, k, p.v, p.key_mask, share))
-        seen = share.gather_pair(cut.special_tokens(k), cut.special_tokens(p.v), layout.special, "special")
+            return cut.join(out, attend_by_all(q.special, k.all, v.all, p.key_mask, share))
+        seen = share.gather_pair(k.special, v.special, layout.special, "special")
         keys, values = (torch.cat(both, 2) for both in zip(seen, (coarse_k, coarse_v), strict=True))
         mask = None if mask is None else F.pad(mask, (share.total * layout.special, 0), value=True)[:, None, None]
-        return cut.join(out, F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask))
+        return cut.join(out, F.scaled_dot_product_attention(q.special, keys, values, attn_mask=mask))
+
+    def _in_one_pass(self, p: Projected, cut: Cut) -> bool:
+        """Whether kernels take windows as they lie: norm, rotation and averages; both branches into their places."""
+        kernels = self.implementation in ("auto", "triton") and p.finish_and_pool is not None
+        return kernels and cut.mask is None and cut.windows.adjacent
 
     def gates(self, x: Tensor) -> Tensor | None:
         """Weights of the compressed and the selected branch [B, H, N, 2] for input x [B, N, C]; None without gates."""
@@ -284,12 +299,16 @@ class Gsa(Mechanism):
         return sorted(always | {0} if self.reference else always)
 
 
-def _finish_and_pool(p: Projected, cut: Cut) -> tuple[tuple[Tensor, Tensor], ...]:
-    """q and k after norm and rotation, each with the means of its windows before both."""
-    if p.finish_and_pool is not None and cut.mask is None and cut.windows.adjacent:
-        return p.finish_and_pool(p.q, p.k, cut.size)
-    q, k = p.finish(p.q, p.k)
-    return (q, cut.pool(cut.blocks(p.q))), (k, cut.pool(cut.blocks(p.k)))
+def _finish_and_pool(
+    p: Projected, cut: Cut, one_pass: bool
+) -> tuple[tuple[Parts, Parts, Parts], tuple[Tensor, Tensor]]:
+    """q and k after norm and rotation, and v; the means of the windows of q and k before both."""
+    if one_pass and p.finish_and_pool is not None:
+        (q, mean_q), (k, mean_k) = p.finish_and_pool(p.q, p.k, cut.size)
+        q, k, v = (cut.parts_apart(x) for x in (q, k, cut.patches_first(p.v)))
+        return (q, k, v), (mean_q, mean_k)
+    q, k, v = (cut.parts(x) for x in (*p.finish(p.q, p.k), p.v))
+    return (q, k, v), (cut.pool(cut.blocks(p.q)), cut.pool(cut.blocks(p.k)))
 
 
 def _list_first(lists: Tensor, always: Sequence[int], window_mask: Tensor | None) -> Tensor:

@@ -15,6 +15,16 @@ from lean3r.windows import Windows
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Tokens of a call: `places` of windows [B, H, n * size, D], `special` ones of all views [B, H, E, D], and `all`
+    [B, H, N, D] in any order that queries, keys and values share."""
+
+    places: Tensor
+    special: Tensor
+    all: Tensor
+
+
+@dataclass(frozen=True)
 class Cut:
     """The division of a call's N tokens, without special tokens, into n windows of `size` places each.
 
@@ -66,14 +76,37 @@ class Cut:
         """Select the special tokens of all views [B, H, E, D] from tokens [B, H, N, D]."""
         return self._by_view(x)[:, :, :, : self.layout.special].flatten(2, 3)
 
-    def seen_by_all(self, x: Tensor, views: list[int], pooled: bool) -> Tensor:
+    def parts(self, x: Tensor) -> Parts:
+        """Of tokens [B, H, N, D] in the order of the layout."""
+        return Parts(self.blocks(x), self.special_tokens(x), x)
+
+    def parts_apart(self, x: Tensor) -> Parts:
+        """Of tokens [B, H, N, D] of which the patches of all views come first, in adjacent full windows: no copies."""
+        places = x.shape[2] - self.special
+        return Parts(x[:, :, :places], x[:, :, places:], x)
+
+    def patches_first(self, x: Tensor) -> Tensor:
+        """Tokens [B, H, N, D] of the layout in the order that `parts_apart` wants."""
+        if not self.special:
+            return x
+        out, views, behind = x.new_empty(x.shape), self._by_view(x), self.layout.special
+        parts = self.parts_apart(out)
+        parts.places.unflatten(2, (self.views, -1)).copy_(views[:, :, :, behind:])
+        parts.special.unflatten(2, (self.views, -1)).copy_(views[:, :, :, :behind])
+        return out
+
+    def seen_by_all(self, x: Parts, views: list[int], pooled: bool) -> Tensor:
         """Select the special tokens of all views, one mean per view if `pooled`, and the patches of `views`."""
-        special = self.special_tokens(x)
+        special = x.special
         if pooled and self.special:
             special = special.unflatten(2, (self.views, -1)).mean(3)
         if not views:
             return special
-        return torch.cat([special, self._by_view(x)[:, :, views, self.layout.special :].flatten(2, 3)], dim=2)
+        if self.mask is None:  # every place has a patch
+            patches = x.places.unflatten(2, (self.views, -1))[:, :, views]
+        else:
+            patches = self._by_view(x.all)[:, :, views, self.layout.special :]
+        return torch.cat([special, patches.flatten(2, 3)], dim=2)
 
     def join(self, patches: Tensor, special: Tensor | None) -> Tensor:
         """Places [B, H, n * size, D] and special tokens [B, H, E, D] -> tokens [B, H, N, D]."""

@@ -83,9 +83,9 @@ def norm_for(reader: nn.Module, norm: nn.Module, x: Tensor) -> Tensor | Rows:
     if not trains and takes_rows(reader, x):
         return norm_rows(x, norm.weight, norm.bias, norm.eps)
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and isinstance(reader, TakesRows) and reader.takes_half(x):
-        if in_one_kernel(x, norm, reader):
-            return norm_to(x, norm.weight, norm.bias, norm.eps, torch.get_autocast_dtype(kind))
+    multiplied = torch.is_autocast_enabled(kind) and isinstance(reader, TakesRows) and reader.takes_half(x)
+    if multiplied and in_one_kernel(x, norm, reader):
+        return norm_to(x, norm.weight, norm.bias, norm.eps, torch.get_autocast_dtype(kind))
     return norm(x)
 
 

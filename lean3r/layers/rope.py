@@ -89,10 +89,12 @@ def norm_rotate_pool(
     window: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """As `norm_and_rotate`, and the mean of each `window` neighbouring tokens of x [B, H, N, D], before both, behind
-    the first `special` ones of the `tokens` of a view: one kernel (ops/norm_rotate). For what `in_one_pass` accepts."""
+    the first `special` ones of the `tokens` of a view: one kernel (ops/norm_rotate). For what `in_one_pass` accepts.
+    With a window, the first result holds the patches of all views, then all special tokens."""
     weight, bias = (norm.weight, norm.bias) if isinstance(norm, nn.LayerNorm) else (None, None)
     eps = norm.eps if isinstance(norm, nn.LayerNorm) else 0.0
-    return norm_rotate(x, weight, bias, table, tokens=tokens, special=special, window=window, eps=eps, dtype=dtype)
+    sizes = {"tokens": tokens, "special": special, "window": window, "patches_first": window > 0}
+    return norm_rotate(x, weight, bias, table, **sizes, eps=eps, dtype=dtype)
 
 
 def norm_and_rotate(

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed: kernels cannot be compiled")
 
 OPERATORS = ("block_select", "block_sparse", "block_sparse_fp8", "linear_attention", "norm_rotate", "quantize_rows")
-OPERATORS += ("rank_listed", "residual", "rope2d")
+OPERATORS += ("join_windows", "rank_listed", "residual", "rope2d")
 SPILLED = 512  # bytes a thread, in half precision at the shapes of backbones
 
 
@@ -34,7 +34,7 @@ def check(rows: list[dict]) -> None:
     assert [row for row in rows if row["type"] != "float32" and row["spills"] > SPILLED] == []
 
 
-@pytest.mark.parametrize("operator", ["linear_attention", "norm_rotate", "quantize_rows", "rank_listed", "residual", "rope2d"])
+@pytest.mark.parametrize("operator", OPERATORS[3:])
 def test_usual_shapes_fit_the_smallest_card(operator: str, pytestconfig: pytest.Config, tmp_path: Path) -> None:
     flags = ("--cards", "89", "--types", "bfloat16", "--operators", operator)
     check(compiled(pytestconfig.rootpath, tmp_path, *flags))

@@ -163,7 +163,8 @@ def test_rows_are_those_of_the_layers_before() -> None:
 def test_the_operator_keeps_to_the_rules_of_torch() -> None:
     x, gain = draw(3, 5, 32), draw(32)
     for before, kind in (("nothing", torch.float32), ("norm", torch.bfloat16), ("gelu", torch.float16)):
-        torch.library.opcheck(torch.ops.lean3r.fp8_rows.default, (x, before, gain, gain, 1e-6, kind, torch.float32, 48, "auto"))
+        given = (x, before, gain, gain, 1e-6, kind, torch.float32, 48, "auto")
+        torch.library.opcheck(torch.ops.lean3r.fp8_rows.default, given)
 
 
 def test_padding_changes_no_product(monkeypatch: pytest.MonkeyPatch) -> None:

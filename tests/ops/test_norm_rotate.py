@@ -71,6 +71,19 @@ def test_means_of_windows(window: int, kernel_device: torch.device) -> None:
     assert_rms(pooled, patches.unflatten(2, (-1, window)).mean(3), 1e-6)
 
 
+@pytest.mark.parametrize("how", ["reference", "triton"])
+@each_shape
+def test_patches_first(shape: tuple, how: str, kernel_device: torch.device) -> None:
+    x, weight, bias, layout = draw(shape)
+    given = [t.to(kernel_device) for t in (x, weight, bias)]
+    sizes = {"tokens": layout.tokens, "special": layout.special, "window": 1, "implementation": how}
+    apart, means = norm_rotate(*given, None, patches_first=True, **sizes)  # type: ignore[arg-type]
+    in_order, same = norm_rotate(*given, None, **sizes)  # type: ignore[arg-type]
+    views = in_order.unflatten(2, (layout.views, -1))
+    parts = views[:, :, :, layout.special :].flatten(2, 3), views[:, :, :, : layout.special].flatten(2, 3)
+    assert torch.equal(apart, torch.cat(parts, 2)) and torch.equal(means, same)
+
+
 def test_another_type_of_results(kernel_device: torch.device) -> None:
     x, weight, bias, layout = (t.to(kernel_device) if isinstance(t, Tensor) else t for t in draw(SHAPES["odd"]))
     half, exact = (

@@ -65,7 +65,7 @@ def test_what_is_no_number_ranks_lowest(how: str, kernel_device: torch.device) -
 
 
 def test_equal_scores_in_the_order_of_names(kernel_device: torch.device) -> None:
-    q, k, lists, names, usable = draw(5, 5, 16, heads=1, batch=1)
+    q, k, lists, _, usable = draw(5, 5, 16, heads=1, batch=1)
     lists[:], usable[:] = torch.tensor([4, 2, 0, 1, 3]), True
     there = [x.to(kernel_device) for x in (q, torch.zeros_like(k), lists.int(), torch.arange(20).view(5, 4), usable)]
     found = rank_listed(*there, 20, implementation="triton").cpu()  # type: ignore[arg-type, misc]
@@ -78,3 +78,9 @@ def test_what_the_kernel_refuses(kernel_device: torch.device) -> None:
         rank_listed(q, k, lists, names, usable, 4, implementation="triton")
     with pytest.raises(KernelError, match="groups of 2 members"):
         rank_listed(q[:, :, :, :2], k, lists, names, usable, 4, implementation="triton")
+
+
+@pytest.mark.parametrize("how", ["reference", "triton"])
+def test_the_operator_keeps_to_the_rules_of_torch(how: str, kernel_device: torch.device) -> None:
+    given = (x.to(kernel_device) for x in draw(7, 3, 20))
+    torch.library.opcheck(torch.ops.lean3r.rank_listed.default, (*given, 5, how))

@@ -57,8 +57,8 @@ def rope(how: str) -> tuple[tuple, Callable[[], object]]:
 def norm(how: str) -> tuple[tuple, Callable[[], object]]:
     (x, table), (weight, bias) = leaves(1, 2, 24, 16, count=2), leaves(16, count=2)
     cos, sin = table.detach()[0, 0, :12], table.detach()[0, 1, :12]
-    args = (x, weight, bias, cos, sin, 12, 4, 4, 1e-5, torch.float32, how)
-    options = {"tokens": 12, "special": 4, "window": 4, "implementation": how}
+    args = (x, weight, bias, cos, sin, 12, 4, 4, 1e-5, torch.float32, True, how)
+    options = {"tokens": 12, "special": 4, "window": 4, "patches_first": True, "implementation": how}
     return args, lambda: norm_rotate(x, weight, bias, (cos, sin), **options)  # type: ignore[arg-type]
 
 

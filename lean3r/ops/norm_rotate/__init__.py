@@ -27,6 +27,7 @@ def norm_rotate(
     window: int = 0,
     eps: float = 1e-5,
     dtype: torch.dtype | None = None,
+    patches_first: bool = False,
     implementation: Implementation = "auto",
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm of x [B, H, N, D] over D, then rotation, in `dtype` (None: that of x); and means of x itself.
@@ -34,7 +35,8 @@ def norm_rotate(
     N is a multiple of `tokens`, those of a view. weight and bias [D]; without them there is no norm. table (cos, sin),
     each [tokens, D], of which quarters 0 and 2 are read: channels of quarter 0 turn with those of quarter 1, 2 with 3;
     None: no rotation. The second result [B, H, n, D], in x's type, holds the means of each `window` neighbouring tokens
-    behind the first `special` ones of every view; it is empty for window 0.
+    behind the first `special` ones of every view; it is empty for window 0. With `patches_first` the first result has
+    the tokens behind the `special` ones of all views first, then all special ones.
 
     The kernel serves head_dim up to 256 and windows of 2, 4, ..., 64 tokens, and records no gradients: where they are
     wanted, the reference runs. UsageError for sizes that do not fit.
@@ -50,7 +52,8 @@ def norm_rotate(
                 raise UsageError(f"norm_rotate: {name} is {list(shape)}, got {list(one.shape)}")
     cos, sin = table or (None, None)
     kind = x.dtype if dtype is None else dtype
-    return _operator(x, weight, bias, cos, sin, tokens, special, window, eps, kind, implementation)
+    sizes = (tokens, special, window)
+    return _operator(x, weight, bias, cos, sin, *sizes, eps, kind, patches_first, implementation)
 
 
 def _run(
@@ -64,6 +67,7 @@ def _run(
     window: int,
     eps: float,
     dtype: torch.dtype,
+    patches_first: bool,
     implementation: Implementation,
 ) -> tuple[Tensor, Tensor]:
     given = [t for t in (x, weight, bias, cos, sin) if t is not None]
@@ -73,7 +77,7 @@ def _run(
         from lean3r.ops.norm_rotate.kernel import norm_rotate as run
     else:
         run = reference
-    return run(x, weight, bias, cos, sin, tokens, special, window, eps, dtype)
+    return run(x, weight, bias, cos, sin, tokens, special, window, eps, dtype, patches_first)
 
 
 def _unsupported(dim: int, window: int) -> str | None:
@@ -85,7 +89,7 @@ def _unsupported(dim: int, window: int) -> str | None:
 
 
 def _shapes(x: Tensor, *rest) -> tuple[Tensor, Tensor]:
-    tokens, special, window, _, dtype, _ = rest[4:]
+    tokens, special, window, _, dtype, *_ = rest[4:]
     means = x.shape[2] // tokens * ((tokens - special) // window) if window else 0
     return x.new_empty(x.shape, dtype=dtype), x.new_empty(*x.shape[:2], means, x.shape[3])
 
@@ -93,7 +97,7 @@ def _shapes(x: Tensor, *rest) -> tuple[Tensor, Tensor]:
 _operator = operator(
     "norm_rotate",
     "(Tensor x, Tensor? weight, Tensor? bias, Tensor? cos, Tensor? sin, int tokens, int special, int window, "
-    "float eps, ScalarType dtype, str implementation) -> (Tensor, Tensor)",
+    "float eps, ScalarType dtype, bool patches_first, str implementation) -> (Tensor, Tensor)",
     _run,
     _shapes,
 )

@@ -45,7 +45,7 @@ def _mean(x, ROWS: tl.constexpr, WINDOW: tl.constexpr, BLOCK: tl.constexpr):
 def _norm_rotate(
     x, weight, bias, cos, sin, out, means, heads, views, tokens, special, xb, xh, xn, eps,
     QUARTER: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, WINDOW: tl.constexpr,
-    NORM: tl.constexpr, BIAS: tl.constexpr, ROTATE: tl.constexpr,
+    NORM: tl.constexpr, BIAS: tl.constexpr, ROTATE: tl.constexpr, PATCHES_FIRST: tl.constexpr,
 ):  # fmt: skip
     DIM: tl.constexpr = 4 * QUARTER
     first = tl.cdiv(special, ROWS)  # tiles of special tokens
@@ -87,6 +87,10 @@ def _norm_rotate(
         sin_col = tl.load(sin + at + 2 * QUARTER, mask=inside, other=0.0).to(tl.float32)
         a, b = a * cos_row - b * sin_row, b * cos_row + a * sin_row
         c, d = c * cos_col - d * sin_col, d * cos_col + c * sin_col
+    if PATCHES_FIRST:
+        patches = tokens - special
+        behind = (views * patches + view * special).to(tl.int64) + token
+        row = tl.where(part < first, behind, view.to(tl.int64) * patches + token - special)
     at = (pair * views * tokens + row)[:, None] * DIM + j[None, :]
     _store_quarters(out, at, inside, a, b, c, d, QUARTER)
 
@@ -102,11 +106,12 @@ def norm_rotate(
     window: int,
     eps: float,
     dtype: torch.dtype,
+    patches_first: bool,
 ) -> tuple[Tensor, Tensor]:
     """See `norm_rotate` of the package."""
     x = last_dim_dense(x.detach())
     batch, heads, count, dim = x.shape
-    special = special if window else 0
+    special = special if window or patches_first else 0
     views = count // tokens
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     means = x.new_empty(batch, heads, views * ((tokens - special) // window) if window else 0, dim)
@@ -124,5 +129,6 @@ def norm_rotate(
         NORM=weight is not None,
         BIAS=bias is not None,
         ROTATE=cos is not None,
+        PATCHES_FIRST=patches_first and special > 0,
     )
     return out, means

@@ -18,6 +18,7 @@ def reference(
     window: int,
     eps: float,
     dtype: torch.dtype,
+    patches_first: bool,
 ) -> tuple[Tensor, Tensor]:
     """See `norm_rotate`."""
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -33,4 +34,7 @@ def reference(
         a, b = out.unflatten(2, (-1, tokens)).unflatten(-1, (2, 2, -1)).unbind(-2)
         turned = torch.stack([a * turn_cos - b * turn_sin, b * turn_cos + a * turn_sin], -2)
         out = turned.flatten(-3).flatten(2, 3)
+    if patches_first and special:
+        views = out.unflatten(2, (-1, tokens))
+        out = torch.cat([views[:, :, :, special:].flatten(2, 3), views[:, :, :, :special].flatten(2, 3)], 2)
     return out.to(dtype, copy=out is x), means

@@ -1,4 +1,4 @@
-"""The best members of listed groups: every group has a list of groups, and its members choose among these groups' own."""
+"""The best members of listed groups: every group has a list of groups, whose members its own members choose from."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from lean3r.ops.residual.reference import add_scaled_reference, norm_reference
 
 __all__ = ["add_scaled", "in_one_kernel", "norm_to"]
 
-LARGEST_ROW = 1 << 15  # that one program of the kernels holds
+LARGEST_ROW = 1 << 13  # that one program of the kernels holds
 
 
 def in_one_kernel(x: Tensor, *modules: nn.Module) -> bool:
