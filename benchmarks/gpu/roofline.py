@@ -121,10 +121,12 @@ class Model:
         blocks = self.encoder + self.frame + self.heads
         return blocks * views * attention_flops(patches + self.special, patches + self.special, self.width)
 
-    def flops(self, views: int, patches: int = PATCHES, *, gsa: bool, pooled: bool = False) -> float:
+    def flops(
+        self, views: int, patches: int = PATCHES, *, gsa: bool, pooled: bool = False, regions: int | None = None
+    ) -> float:
         """Of one run; convolutions of dense heads are not counted."""
         layer = Layer(views, patches, self.special, self.width)
-        across = layer.gsa(pooled=pooled) if gsa else layer.dense()
+        across = layer.gsa(pooled=pooled, regions=regions) if gsa else layer.dense()
         return self.linears(views, patches) + self.within(views, patches) + self.global_ * across[0]
 
 

@@ -33,12 +33,13 @@ from lean3r.types import Prediction, Views
 
 DENSE_S = 60.0
 GRAPH_VIEWS = (1, 2, 8)
+REGIONS = 64  # looked at more closely, where windows are chosen in two levels; special tokens pooled
 HALF_DB = 20.0  # least agreement of bfloat16 with float32
 CHUNK_BYTES = 4 << 30  # for encoder and heads: the default serves small cards
 ORDER = [
     *((32, "dense"), (32, "gsa"), (1024, "gsa-pooled"), (128, "dense"), (128, "gsa"), (1024, "gsa"), (512, "gsa")),
-    *((512, "dense"), (1024, "gsa-pooled-fp8"), (32, "gsa-pooled-fp8"), (32, "fp8"), (128, "gsa-pooled-fp8")),
-    *((512, "gsa-pooled-fp8"), (1024, "dense")),
+    *((512, "dense"), (1024, "gsa-pooled-fp8"), (1024, "gsa-regions-fp8"), (32, "gsa-pooled-fp8"), (32, "fp8")),
+    *((128, "gsa-pooled-fp8"), (512, "gsa-pooled-fp8"), (1024, "dense")),
 ]
 """Rows by value."""
 
@@ -87,6 +88,7 @@ def make(name: str, form: str, device: str) -> Backbone:
         "gsa": presets.gsa(**length),
         "gsa-pooled": presets.gsa(**length, special="pooled"),
         "gsa-pooled-fp8": presets.gsa(**length, special="pooled") + presets.fp8(),
+        "gsa-regions-fp8": presets.gsa(**length, special="pooled", regions=REGIONS) + presets.fp8(),
         "fp8": presets.fp8(),
     }
     kind = lean3r.models.MODELS.get(name)
@@ -142,7 +144,9 @@ def measure_model(model: Backbone, name: str, form: str, views: int, size: tuple
     images = torch.rand(1, views, 3, *size, device=device)
     found = measure(lambda: predict(model, images), device, budget_s=8.0, warm=form != "dense" or views < 512)
     patches = images.shape[-2] * images.shape[-1] // model.patch**2
-    flops = MODELS[name].flops(views, patches, gsa="gsa" in form, pooled="pooled" in form)
+    two_levels = "regions" in form
+    settings = {"pooled": "pooled" in form or two_levels, "regions": REGIONS if two_levels else None}
+    flops = MODELS[name].flops(views, patches, gsa="gsa" in form, **settings)
     return {
         **found,
         "views": views,

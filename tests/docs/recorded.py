@@ -46,7 +46,7 @@ def machine(found: Mapping[str, Any]) -> str:
         return ""
     threads = known.get("threads")
     said = f", {threads} thread{'s' * (threads != 1)}" if threads else ""
-    return f"{known.get('gpu', known['cpu'])}, {known['cores']} cores{said}"
+    return f"{known.get('gpu') or known['cpu']}, {known['cores']} cores{said}"
 
 
 def has_hardware(value: object) -> bool:
@@ -311,6 +311,15 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
     "exports": ("exports.py", exports),
     "fp8": ("fp8.py", fp8),
     "fuzz": ("fuzz.py", lambda r: [f"{r['cases']:,} cases: " + ", ".join(f"{n:,} {k}" for k, n in r["ended"].items())]),
+    "gpu": (
+        None,
+        lambda r: [
+            f"{row['row']}: {row['ms']:.4g} ms"
+            for kind in ("first", "later")
+            for row in r[kind]["rows"]
+            if "ms" in row and row["part"] in ("layer", "pi3") and "1024" in row["row"]
+        ],
+    ),
     "half_precision_cpu": ("half_precision.py", half_precision),
     "house": (
         "house.py",

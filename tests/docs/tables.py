@@ -12,6 +12,7 @@ from docs.costs import draw
 from docs.markdown import PAGES, ROOT
 from docs.of_code import OF_CODE
 from docs.of_experiments import OF_EXPERIMENTS
+from docs.of_gpu import OF_GPU
 from docs.of_measured import OF_MEASURED
 from docs.of_models import OF_MODELS
 from docs.of_parallel import OF_PARALLEL
@@ -45,6 +46,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **OF_RESULTS,
     **OF_MEASURED,
     **OF_EXPERIMENTS,
+    **OF_GPU,
     **OF_MODELS,
     **OF_PARALLEL,
     **OF_PARITY,
