@@ -79,7 +79,7 @@ def of_nano(key: str) -> float:
     return result("fp8")["speed"]["nano, 8 views of 240 x 240"]["int8-dynamic"][key]
 
 
-def feed_forward(views: int) -> float:
+def feed_forward_on_gpu(views: int) -> float:
     """How many times faster than in bfloat16 FP8 is on a GPU."""
     rows = {row["row"]: row for row in result("gpu")["first"]["rows"] if row["part"] == "fp8_linears"}
     return rows[f"{views} views, feed-forward part"]["fp8_times_faster"]
@@ -112,7 +112,7 @@ QUANTISE = Page(
         (
             "the feed-forward part of a block of width 1,024 is {:.1f} times as fast as in bfloat16 with 128 views of "
             "869 tokens, {:.1f} times with 32, and takes {:.1f} times as long with 8",
-            lambda: [feed_forward(128), feed_forward(32), 1 / feed_forward(8)],
+            lambda: [feed_forward_on_gpu(128), feed_forward_on_gpu(32), 1 / feed_forward_on_gpu(8)],
         ),
         ("below {:.0f} dB (`--floor-db`)", lambda: [FLOOR_DB]),
     ],
