@@ -48,15 +48,17 @@ def brief(config: Any) -> Any:
 
 
 def shortened(recipe: Any) -> Any:
-    """The recipe function with brief phases, of nano's only the last."""
+    """The recipe function with brief phases, of nano's only the last, in one process unless a page asks for more."""
 
     def short(textures: str | None = None) -> Any:
+        from lean3r.train.config import on_processes
         from lean3r.train.recipes.distilled import Distillation
 
         full = recipe(textures)
         if isinstance(full, Distillation):
             return replace(full, phases=tuple(replace(p, config=brief(p.config)) for p in full.phases))
-        return replace(full, phases=(brief(full.phases[-1]),))
+        last = on_processes(brief(full.phases[-1]), full.processes, 1)
+        return replace(full, phases=(last,), processes=1)
 
     return short
 
