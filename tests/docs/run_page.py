@@ -1,67 +1,165 @@
-"""Run a page's steps in the current folder, as its reader would: python run_page.py STEPS.json [--halved]
+"""Run pages' steps as their readers would, in copies of one process: python -P run_page.py SOCKET MODULE...
 
-Shell commands run in bash, Python blocks in this process, in one namespace. Commands that name the same -o are
-alternatives, so an earlier result is removed first. A plain `lean3r ...` is a copy of a process that has imported
-torch and most of lean3r, which takes longer than most commands, unless the page changes the code. With --halved these
-and the Python blocks give nano pictures of half the side, whose depth takes a quarter of the time.
+Importing torch takes longer than most steps. So one process imports the modules, and waits at the socket (`start`).
+Whoever has a `Job` asks it for a copy of itself, and hears how that ended (`ask`). It ends with its parent.
+
+Shell commands run in bash, Python blocks in the process of their page, in one namespace. Commands that name the same
+-o are alternatives, so an earlier result is removed first. A plain `lean3r ...` is a copy, too, of a process that has
+imported most of lean3r, unless the page changes the code. If halved, these and the Python blocks give nano pictures
+of half the side, whose depth takes a quarter of the time.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import multiprocessing
 import os
 import re
 import shlex
 import shutil
+import site
+import socket
+import socketserver
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
-IMPORTED = ["torch", "lean3r.cli.reconstruct", "lean3r.pipeline.reconstruct", "lean3r.stereo.dense"]
+TORCH = ["torch", "numpy", "PIL.Image"]
+MOST = [*TORCH, "av", "typeguard", "lean3r.cli.reconstruct", "lean3r.colmap_library", "lean3r.models.nano",
+        "lean3r.pipeline.from_files", "lean3r.pipeline.load", "lean3r.refine.run", "lean3r.stereo.dense"]  # fmt: skip
 HALF = 120  # of nano's resolution
+SECONDS = 1500
 PLAIN = re.compile(r"lean3r [^|&;<>$*?~\\\n`(){}]*")  # nothing that bash would read in another way than shlex
 
 
+@dataclass(frozen=True)
+class Job:
+    """The `steps` of a page, or the `words` of a plain command, and their surroundings: the folder, the environment,
+    whose PYTHONPATH and sitecustomize.py count, the file for what is printed, the socket of the process that has
+    imported lean3r (None: every command of the page is a process of its own)."""
+
+    folder: str
+    environment: dict[str, str]
+    log: str
+    commands: str | None
+    is_halved: bool
+    steps: list[dict]
+    words: list[str]
+
+
+class End(NamedTuple):
+    """Exit code, and seconds of the processor."""
+
+    code: int
+    seconds: float
+
+
+@contextmanager
+def start(address: Path, modules: list[str], environment: dict[str, str]) -> Iterator[None]:
+    """The process that is copied, as long as the block runs."""
+    command = [sys.executable, "-P", __file__, str(address), *modules]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment)
+    try:
+        assert process.stdout is not None and process.stdout.readline(), "it ended before it could be asked"
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ask(address: str, job: Job) -> End:
+    """Let a copy do the job."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address)
+        with connection.makefile("rw", encoding="utf-8") as lines:
+            lines.write(json.dumps(asdict(job)) + "\n")
+            lines.flush()
+            answer = lines.readline()
+    assert answer, f"no answer: {job.log}"
+    return End(*json.loads(answer))
+
+
 def main() -> None:
-    """Run all steps; the first that fails ends the program, and its place is the last line that was printed."""
+    """Import, and answer as long as the parent lives."""
+    parent = os.getppid()
+    for name in sys.argv[2:]:
+        importlib.import_module(name)
+    gc.freeze()
+    with Copies(sys.argv[1], Answer) as copies:
+        print("ready", flush=True)
+        while os.getppid() == parent:
+            copies.handle_request()
+
+
+class Copies(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
+    """A copy of the process for each connection."""
+
+    timeout = 1
+
+
+class Answer(socketserver.StreamRequestHandler):
+    """In such a copy, which waits for the one that does the job."""
+
+    def handle(self) -> None:
+        job = Job(**json.loads(self.rfile.readline()))
+        process = multiprocessing.get_context("fork").Process(target=do, args=(job,))
+        process.start()
+        process.join(SECONDS)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        self.wfile.write(f"{json.dumps([process.exitcode, sum(os.times()[2:4])])}\n".encode())
+
+
+def do(job: Job) -> None:
+    """What the copy does that does the job."""
+    os.chdir(job.folder)
+    with open(job.log, "a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(job.environment)
+    sys.path[:0] = job.environment["PYTHONPATH"].split(os.pathsep)
+    site.execsitecustomize()
+    if job.words:
+        run_lean3r(job.words, job.is_halved)
+    else:
+        run_page(job)
+
+
+def run_page(job: Job) -> None:
+    """Run all steps; the first that fails ends the process, and its place is the last line that was printed."""
     namespace: dict = {"__name__": "__main__"}
-    steps = json.loads(Path(sys.argv[1]).read_text())
-    changes_code = any(step["kind"] in ("file", "row") for step in steps)
-    is_halved = "--halved" in sys.argv and not changes_code
-    for step in steps:
-        text, start = step["text"], sum(os.times()[:4])
+    for step in job.steps:
+        text, start, others = step["text"], sum(os.times()[:4]), 0.0
         print(f"=== {step['page']}:{step['line']}: {text if step['kind'] == 'shell' else step['kind']}", flush=True)
         if step["kind"] == "shell":
             for out in re.findall(r"reconstruct .*-o (\S+)", text):
                 shutil.rmtree(out, ignore_errors=True)
-            if PLAIN.fullmatch(text.strip()) and not changes_code:
-                run_lean3r(shlex.split(text, comments=True), is_halved)
+            if PLAIN.fullmatch(text.strip()) and job.commands is not None:
+                code, others = ask(job.commands, replace(job, steps=[], words=shlex.split(text, comments=True)))
+                if code:
+                    raise SystemExit(f"{text} ended with {code}")
             else:
                 subprocess.run(["bash", "-c", text], check=True, stdin=subprocess.DEVNULL)
         elif step["kind"] == "python":
-            if is_halved:
+            if job.is_halved:
                 halve()
             exec(compile(text, f"{step['page']}:{step['line']}", "exec", dont_inherit=True), namespace)
         elif step["kind"] == "file":
             Path(step["path"]).write_text(text)
         elif step["kind"] == "row":
             add_row(Path(step["path"]), step["table"], text)
-        print(f"=== {sum(os.times()[:4]) - start:.1f} s of the processor", flush=True)
+        print(f"=== {sum(os.times()[:4]) - start + others:.1f} s of the processor", flush=True)
 
 
 def run_lean3r(words: list[str], is_halved: bool) -> None:
-    """Run the command in a copy of a process that has imported IMPORTED; SystemExit unless it ends with 0."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
-    process = context.Process(target=lean3r, args=(words, is_halved))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"{shlex.join(words)} ended with {process.exitcode}")
-
-
-def lean3r(words: list[str], is_halved: bool) -> None:
     """What the command `lean3r` does."""
     sys.argv[:] = words
     if is_halved:

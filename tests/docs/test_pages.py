@@ -1,24 +1,26 @@
 """Every block of every page runs as its reader would run it, or stands in a table with the reason why not.
 
 A page has a copy of the project as its folder, with the inputs that it names (inputs.py), and runs from top to bottom
-in a process of its own (run_page.py). Large networks have toy sizes there (small/).
+in a process of its own, a copy of one that has imported torch (run_page.py). Large networks have toy sizes there
+(small/).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import shutil
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from docs.inputs import hub, wanted
 from docs.pages import ELSEWHERE, PAGES, ROOT, Step, steps_of
+from docs.run_page import MOST, TORCH, Job, ask, start
 from lean3r.cli import COMMANDS
 from lean3r.cli.main import main
 
@@ -27,7 +29,6 @@ FILES = ("README.md", "LICENSE", "Makefile", "constraints.txt", "pyproject.toml"
 LARGE = re.compile(r"\b(vggt|pi3x?|da3-\w+|speed3r|lean3r (train|distill|demo)|make demo)\b")
 FULL_SIZE = ("README.md", "docs/quickstart.md", "docs/outputs.md", "docs/how-to/depth.md", "docs/nano.md")
 """Pages whose pictures are as large as nano has them. Elsewhere half the side shows that the blocks run."""
-SECONDS = 1500
 
 
 def runs_here(step: Step) -> bool:
@@ -65,30 +66,54 @@ def hub_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def surroundings() -> dict[str, str]:
+    """The environment of everything that runs here."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def sockets() -> Iterator[dict[str, str]]:
+    """Where pages and their commands ask for processes. Pages see whether they import what they use of lean3r."""
+    with TemporaryDirectory() as folder:  # not pytest's, whose name may be too long for a socket
+        pages, commands = Path(folder) / "pages", Path(folder) / "commands"
+        with start(pages, TORCH, surroundings()), start(commands, MOST, surroundings()):
+            yield {"pages": str(pages), "commands": str(commands)}
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_page(page: str, project: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_page(
+    page: str, project: Path, sockets: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     steps = [step for step in steps_of(page) if runs_here(step)]
     if not steps:
         return
     text = "\n".join(step.text for step in steps)
-    tree = workplace(tmp_path, project, any(step.kind in ("file", "row") for step in steps))
+    changes_code = any(step.kind in ("file", "row") for step in steps)
+    tree = workplace(tmp_path, project, changes_code)
     for name, write in wanted(page, text).items():
         write(tree / name)
-    (tmp_path / "steps.json").write_text(json.dumps([dataclasses.asdict(step) for step in steps]))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment = surroundings()
     path = [tree]
     if LARGE.search(text):
         path += [tree / "tests" / "docs" / "small", tree / "tests"]
         environment |= {"HF_HUB_CACHE": str(request.getfixturevalue("hub_cache")), "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
-    command = [sys.executable, "-P", str(ROOT / "tests" / "docs" / "run_page.py"), str(tmp_path / "steps.json")]
-    command += [] if page in FULL_SIZE else ["--halved"]
     log = tmp_path / "log.txt"
-    with log.open("w") as out:
-        done = subprocess.run(command, cwd=tree, env=environment, stdout=out, stderr=out, timeout=SECONDS)
+    end = ask(
+        sockets["pages"],
+        Job(
+            str(tree),
+            environment,
+            str(log),
+            None if changes_code else sockets["commands"],
+            is_halved=page not in FULL_SIZE and not changes_code,
+            steps=[dataclasses.asdict(step) for step in steps],
+            words=[],
+        ),
+    )
     said = log.read_text()
-    assert done.returncode == 0 and "Error in sitecustomize" not in said, said[-6000:]
+    assert end.code == 0 and "Error in sitecustomize" not in said, said[-6000:]
     shutil.rmtree(tree)
 
 
