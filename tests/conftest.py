@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -30,6 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # Fresh memory holds NaN, so that reading what was never written shows.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    gc.disable()  # collecting makes objects by the million, nearly all of which stay
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()  # what stays is not looked at again
 
 
 @pytest.fixture(scope="session")
