@@ -31,8 +31,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 TORCH = ["torch", "numpy", "PIL.Image"]
-MOST = [*TORCH, "av", "matplotlib.figure", "torch._dynamo", "typeguard", "lean3r.cli.reconstruct", "lean3r.colmap_library", "lean3r.models.nano",
-        "lean3r.pipeline.from_files", "lean3r.pipeline.load", "lean3r.refine.run", "lean3r.stereo.dense"]  # fmt: skip
+MOST = [
+    *TORCH,
+    *("av", "matplotlib.figure", "torch._dynamo", "typeguard", "lean3r.cli.reconstruct", "lean3r.colmap_library"),
+    *("lean3r.models.nano", "lean3r.pipeline.from_files", "lean3r.pipeline.load", "lean3r.refine.run"),
+    "lean3r.stereo.dense",
+]
 HALF = 120  # of nano's resolution
 SECONDS = 1500
 PLAIN = re.compile(r"lean3r [^|&;<>$*?~\\\n`(){}]*")  # nothing that bash would read in another way than shlex
