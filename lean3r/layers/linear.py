@@ -83,8 +83,8 @@ def norm_for(reader: nn.Module, norm: nn.Module, x: Tensor) -> Tensor | Rows:
     if not trains and takes_rows(reader, x):
         return norm_rows(x, norm.weight, norm.bias, norm.eps)
     kind = x.device.type
-    multiplied = torch.is_autocast_enabled(kind) and isinstance(reader, TakesRows) and reader.takes_half(x)
-    if multiplied and in_one_kernel(x, norm, reader):
+    fits = isinstance(reader, TakesRows) and in_one_kernel(x, norm, reader) and reader.takes_half(x)
+    if fits and torch.is_autocast_enabled(kind):
         return norm_to(x, norm.weight, norm.bias, norm.eps, torch.get_autocast_dtype(kind))
     return norm(x)
 

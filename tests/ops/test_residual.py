@@ -92,6 +92,8 @@ def test_blocks_take_both(layer_scale: float | None, monkeypatch: pytest.MonkeyP
 
 
 def test_when_they_are_left_out() -> None:
+    with torch.no_grad():  # torch knows no autocast there
+        assert Block(32, 2).to("meta")(torch.empty(1, 6, 32, device="meta"), TokenLayout(1, 0, 2, 3)).is_meta
     assert not in_one_kernel(torch.zeros(2, 3))
     watched = LayerScale(3, 1.0)
     watched.register_forward_hook(lambda *_: None)
