@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lean3r.ops.dispatch import Implementation, choose
-from lean3r.ops.rank_listed.torch_path import rank_by_group
+from lean3r.ops.rank_listed.reference import rank_by_group
 from lean3r.ops.registered import operator
 
 __all__ = ["rank_listed"]
