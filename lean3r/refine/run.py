@@ -25,6 +25,7 @@ from lean3r.refine.options import KnownCameras, RefineOptions
 from lean3r.refine.prepare import prepare
 from lean3r.refine.slip import SLIPPED, slipped
 from lean3r.refine.steady import steadied
+from lean3r.refine.unconfirmed import with_cautions
 from lean3r.refine.world import depth_ratios, depth_scale, into_known, into_predicted, origin_view
 from lean3r.scratch import temporary_folder
 from lean3r.types import Lens, Reconstruction, Registration, SparsePoints, with_warning
@@ -120,7 +121,7 @@ def run(
         said |= {"part": part, "uncertain": doubt}
     report |= {"status": label, "registered": int(answer.has.sum()), "trusted": int(answer.trusted.sum())}
     refined = with_warning(refined, "zoom", ZOOMS) if zooms else refined
-    return with_report(warn_uncertain(refined, answer), report, start)
+    return with_report(with_cautions(warn_uncertain(refined, answer), job, answer), report, start)
 
 
 def _poses(answer: Answer) -> list[list[list[float]] | None]:

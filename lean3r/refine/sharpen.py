@@ -56,7 +56,7 @@ def solid_of_hollow(mapper: Mapper, model: pycolmap.Reconstruction) -> pycolmap.
     median_px, doubts = float(np.median(errors_px(model))), []
     for each in (pycolmap.Reconstruction(model), solid):
         for error_px in (*WIDELY_PX, *[median_px] * TIMES):
-            _adjust(mapper, each, error_px)
+            adjust_robustly(mapper, each, error_px)
         doubts.append(_doubt(each, median_px))
     return solid if doubts[1] < doubts[0] - CLEARLY else None
 
@@ -67,7 +67,7 @@ def adjusted(mapper: Mapper, model: pycolmap.Reconstruction) -> pycolmap.Reconst
     median_px = 0.0
     for _ in range(TIMES):
         median_px = float(np.median(errors_px(model)))
-        _adjust(mapper, model, median_px)
+        adjust_robustly(mapper, model, median_px)
     return _straightened(mapper, model, median_px) or model
 
 
@@ -82,7 +82,7 @@ def _straightened(mapper: Mapper, model: pycolmap.Reconstruction, median_px: flo
         camera = straight.cameras[camera_id]
         params = [camera.mean_focal_length(), camera.principal_point_x, camera.principal_point_y]
         camera.model, camera.params = STRAIGHT, params
-    _adjust(mapper, straight, median_px)
+    adjust_robustly(mapper, straight, median_px)
     evidence = 2 * (_doubt(straight, median_px) - _doubt(model, median_px))
     return straight if evidence < DISTORTS * len(used) else None
 
@@ -105,8 +105,12 @@ def _doubt(model: pycolmap.Reconstruction, median_px: float) -> float:
     return float(1.5 * np.log1p(3 * relative**2).sum())
 
 
-def _adjust(mapper: Mapper, model: pycolmap.Reconstruction, median_px: float) -> None:
+def adjust_robustly(
+    mapper: Mapper, model: pycolmap.Reconstruction, median_px: float, keep_focals: bool = False
+) -> None:
+    """Adjust a model whose measurements usually err by so much, with its focal lengths held if wanted."""
     options = mapper.adjustment(model)
+    options.refine_focal_length &= not keep_focals
     options.ceres.loss_function_scale = ROBUST * max(median_px, LEAST_PX)
     config = pycolmap.BundleAdjustmentConfig()
     for image_id in model.reg_image_ids():

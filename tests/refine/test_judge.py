@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lean3r.refine.judge import LEAST_TIES, far_outside, firm_parts, judge, sidesteps, unbroken
+from lean3r.refine.judge import LEAST_SEEN, LEAST_TIES, far_outside, firm_parts, judge, sidesteps, unbroken
 from lean3r.refine.sequence import pairs_along, sequences
 from lean3r.types import Source
 
@@ -101,10 +101,21 @@ def test_views_that_their_matches_contradict_and_views_without_any() -> None:
     assert np.flatnonzero(~found.trusted).tolist() == [4] and "contradict" in str(found.doubt[4])
     has = np.ones(count, bool)
     has[7] = False
-    seen = tracks(count)
+    seen = tracks(count, 40)
     seen[:, 7] = False
     lacking = judge(walk(count), has, seen, np.full((count, count), np.nan))
     assert np.flatnonzero(~lacking.trusted).tolist() == [7] and lacking.part[7] == -1
+
+
+def test_a_photograph_that_sees_few_points_is_doubted_and_a_frame_is_not() -> None:
+    count = 6
+    seen = tracks(count, LEAST_SEEN)
+    at = np.flatnonzero(seen[:, 5])
+    seen[at[LEAST_SEEN - 1 :], 5] = False
+    none = np.full((count, count), np.nan)
+    found = judge(walk(count), np.ones(count, bool), seen, none)
+    assert np.flatnonzero(~found.trusted).tolist() == [5] and "few points" in str(found.doubt[5])
+    assert verdict(walk(count), seen).trusted.all()
 
 
 def test_cameras_far_outside() -> None:
