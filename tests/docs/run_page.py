@@ -146,8 +146,9 @@ def run_page(job: Job) -> None:
         if step["kind"] == "shell":
             for out in re.findall(r"reconstruct .*-o (\S+)", text):
                 shutil.rmtree(out, ignore_errors=True)
-            if PLAIN.fullmatch(text.strip()) and job.commands is not None:
-                code, others = ask(job.commands, replace(job, steps=[], words=shlex.split(text, comments=True)))
+            call = re.sub(r"\s# .*", "", text).strip()
+            if PLAIN.fullmatch(call) and job.commands is not None:
+                code, others = ask(job.commands, replace(job, steps=[], words=shlex.split(call)))
                 if code:
                     raise SystemExit(f"{text} ended with {code}")
             else:
