@@ -14,7 +14,8 @@ BIN := $(VENV)/bin
 NPM := $(HOME)/.cache/lean3r-tests
 # Without an NVIDIA driver the CPU build of torch (0.2 GB) is asked for instead of the CUDA one (5 GB).
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Without byte code, which Python makes of what it imports: of all that is there, it would take a minute.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format tables docs clean
@@ -37,7 +38,8 @@ $(VENV)/dev.stamp: $(VENV)/core.stamp
 	@touch $@
 
 # The browser of some tests, which skip without it: installed where that needs nobody's consent, with no word if it fails.
-$(VENV)/browser.stamp: $(VENV)/dev.stamp
+$(VENV)/browser.stamp:
+	@mkdir -p $(VENV)
 	@command -v chromium >/dev/null || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || \
 		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium; } >/dev/null 2>&1 || true
 	@test "$$(ls $(NPM)/node_modules 2>/dev/null | grep -cxE 'axe-core|onnxruntime-web|three|gltf-validator')" = 4 || \
