@@ -27,9 +27,9 @@ from lean3r.cli.main import main
 FOLDERS = ("lean3r", "tests", "docs", "benchmarks", "examples")
 FILES = ("README.md", "LICENSE", "Makefile", "constraints.txt", "pyproject.toml")
 LARGE = re.compile(r"\b(vggt|pi3x?|da3-\w+|speed3r|lean3r (train|distill|demo)|make demo)\b")
-FULL_SIZE = ("docs/quickstart.md", "docs/how-to/depth.md")
-"""Pages whose pictures are as large as nano has them: the shortest whole way, and the page on depth. Elsewhere half the
-side shows that the blocks run."""
+FULL_SIZE = ("docs/how-to/depth.md",)
+"""Pages whose pictures are as large as nano has them; so are those of `make demo` in README.md. Elsewhere half the side
+shows that the blocks run."""
 
 
 def runs_here(step: Step) -> bool:
