@@ -224,7 +224,7 @@ OF_PAGE: dict[str, dict[str, Callable[[Path], None]]] = {
     "docs/how-to/adapters.md": {"DIR": data_set("scannet")},
     "docs/how-to/add-a-data-set.md": {"posed": posed},
     "docs/how-to/known-cameras.md": {
-        "photos": partial(photos, size=(1280, 960)),
+        "photos": partial(photos, size=(640, 480)),
         "walk.mp4": video,
         "poses_tum.txt": trajectory,
         "camera.json": lens,
