@@ -18,7 +18,7 @@ TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format tables docs clean
+.PHONY: help demo test tests lint format tables docs clean
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -55,7 +55,9 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-test: lint $(VENV)/browser.stamp
+test: lint tests
+
+tests: $(VENV)/dev.stamp $(VENV)/browser.stamp
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 format: $(VENV)/dev.stamp
