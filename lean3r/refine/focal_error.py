@@ -24,9 +24,11 @@ FAR = 0.1  # deviation that matters; where less was expected, focal lengths were
 DAMPING = 1e-9
 
 
-def focal_error(job: Job, answer: Answer) -> float:
+def focal_error(job: Job, answer: Answer) -> float | None:
     """The relative deviation to expect of the focal lengths of the trusted views, by what was known and the pictures: 0
-    where they were given."""
+    where they were given. None for videos, whose many frames tell it, and for poses that are held."""
+    if job.sequences or job.held.any():
+        return None
     views = np.flatnonzero(answer.has & answer.trusted)
     groups = [job.groups[job.views[view].group] for view in views]
     if all(group.fixed or group.focal_fixed for group in groups):

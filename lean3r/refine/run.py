@@ -19,6 +19,7 @@ from lean3r.inputs.pictures import Pictures
 from lean3r.processes import python_command, wait, with_threads_of_its_own
 from lean3r.refine import accept
 from lean3r.refine.depth import follow
+from lean3r.refine.focal_error import focal_error
 from lean3r.refine.hanging import firm_views, rescale_hanging
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
 from lean3r.refine.options import KnownCameras, RefineOptions
@@ -121,7 +122,9 @@ def run(
         said |= {"part": part, "uncertain": doubt}
     report |= {"status": label, "registered": int(answer.has.sum()), "trusted": int(answer.trusted.sum())}
     refined = with_warning(refined, "zoom", ZOOMS) if zooms else refined
-    return with_report(with_cautions(warn_uncertain(refined, answer), job, answer), report, start)
+    error = focal_error(job, answer)
+    report["focal_error"] = error if error is None else round(error, 3)
+    return with_report(with_cautions(warn_uncertain(refined, answer), answer, error), report, start)
 
 
 def _poses(answer: Answer) -> list[list[list[float]] | None]:

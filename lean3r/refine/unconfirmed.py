@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lean3r.refine.focal_error import FAR, focal_error
-from lean3r.refine.job import Answer, Job
+from lean3r.refine.focal_error import FAR
+from lean3r.refine.job import Answer
 from lean3r.types import Reconstruction, with_warning
 
 FEW = 200  # points that two views share: wrong pairs had 33 to 103, right ones from 39 on
@@ -24,17 +24,16 @@ ALONE = (
 )
 
 
-def with_cautions(reconstruction: Reconstruction, job: Job, answer: Answer) -> Reconstruction:
-    """The reconstruction with warnings of what its registered views leave open. None for videos, whose frames determine
-    their focal length by their number, and for known cameras."""
+def with_cautions(reconstruction: Reconstruction, answer: Answer, focal_error: float | None) -> Reconstruction:
+    """The reconstruction with warnings of what its trusted views leave open, if that can be told: how far their focal
+    length may be off (`focal_error`), and whether no third view confirms them."""
     views = np.flatnonzero(answer.has & answer.trusted)
-    if job.sequences or job.held.any() or len(views) < 2:
+    if focal_error is None:
         return reconstruction
-    if len(views) == 2 and len(answer.of_trusted().xyz) < FEW:
-        text = ALONE.format(len(answer.of_trusted().xyz))
-        reconstruction = with_warning(reconstruction, "two-views", text, views.tolist())
-    error = focal_error(job, answer)
-    if error <= FAR:
+    points = len(answer.of_trusted().xyz)
+    if len(views) == 2 and points < FEW:
+        reconstruction = with_warning(reconstruction, "two-views", ALONE.format(points), views.tolist())
+    if focal_error <= FAR:
         return reconstruction
-    text = (GUESS if len(views) == 2 else VAGUE).format(error) + STATE
+    text = (GUESS if len(views) == 2 else VAGUE).format(focal_error) + STATE
     return with_warning(reconstruction, "focal-length", text, views.tolist())

@@ -266,6 +266,14 @@ def trust(r: Mapping[str, Any]) -> Iterable[str]:
         yield f"{name}: depth error {row['off']['error']:.1f} % unrefined, {row['on']['error']:.1f} % refined"
 
 
+def certainty(r: Mapping[str, Any]) -> Iterable[str]:
+    row = r["all"]
+    sure = row["claims"] - row["warned"]
+    yield f"{row['sets']} sets: {row['claims']} with certain views, {row['warned']} of these with a warning"
+    yield f"without one: {row['unwarned_within_5_deg']} of {sure} within 5 degrees, worst {row['unwarned_worst_deg']:.1f}"
+    yield f"{r['mixed']['sets']} mixed sets: {r['mixed']['certain_of_two_places']} certain of views of both places"
+
+
 def house(r: Mapping[str, Any]) -> Iterable[str]:
     for when in ("before", "after"):
         yield f"{when}: {r[when]['files']} files, {r[when]['lines']:,} lines, {r[when]['functions']:,} functions"
@@ -305,6 +313,7 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
     "adapters": ("adapters.py", adapters),
     "add": ("add.py", added),
     "calibrated": ("calibrated.py", calibrated),
+    "certainty": ("certainty.py", certainty),
     "compiled": ("gpu/compile.py", lambda r: [f"{len(r['variants'])} variants compiled by Triton {r['triton']}"]),
     "dense": ("dense.py", dense),
     "drills": (None, lambda r: [f"{d['drill']}: {len(d['after_by_hand'])} files by hand" for d in r["drills"]]),

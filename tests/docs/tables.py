@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from docs.costs import draw
 from docs.markdown import PAGES, ROOT
+from docs.of_certainty import OF_CERTAINTY
 from docs.of_code import OF_CODE
 from docs.of_experiments import OF_EXPERIMENTS
 from docs.of_gpu import OF_GPU
@@ -42,6 +43,7 @@ def with_tables(text: str) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    **OF_CERTAINTY,
     **OF_CODE,
     **OF_RESULTS,
     **OF_MEASURED,

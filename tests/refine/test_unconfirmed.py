@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from refine.scenes import arc, scene, write
+from refine.scenes import arc, look, scene, write
 from refine.test_ties import turn
 
 import lean3r
@@ -133,3 +133,22 @@ def test_two_photographs_say_that_their_focal_length_is_a_guess(tmp_path: Path) 
 def test_many_photographs_from_different_directions_say_nothing(tmp_path: Path) -> None:
     write(arc(4), tmp_path)
     assert not codes(refine(scene(arc(4)), lean3r.Pictures(tmp_path)))
+
+
+def test_a_focal_length_that_photographs_hardly_tell_stays_near_what_is_stated(tmp_path: Path) -> None:
+    """Pictures of a wall from straight in front."""
+    rng = np.random.default_rng(0)
+    poses = np.stack(
+        [
+            look((float(a), float(b), float(c)), (-3.2 + 0.35 * i, 0.1 * (-1) ** i, 4 + 0.1 * i))
+            for i, (a, b, c) in enumerate(1.5 * rng.normal(size=(3, 3)))
+        ]
+    )
+    write(poses, tmp_path)
+    network = scene(poses)
+    guessed = refine(network, lean3r.Pictures(tmp_path))
+    assert codes(guessed) == ["focal-length"] and 0.1 < guessed.info["refinement"]["focal_error"] < 0.3
+    low = replace(network, sources=tuple(replace(source, focal_px=0.9 * 290) for source in network.sources))
+    stated = refine(low, lean3r.Pictures(tmp_path))
+    assert not codes(stated) and stated.info["refinement"]["focal_error"] <= STATED
+    assert 0.9 * 290 <= stated.lenses[0].params[0] < 0.95 * 290 < guessed.lenses[0].params[0]
