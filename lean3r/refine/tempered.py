@@ -22,7 +22,7 @@ def tempered(matches: Matches, mapper: Mapper, built: Built) -> Built:
     """The model with its focal lengths held at the mean of what the pictures say and what was known, by the inverses of
     their variances; as it was, if the pictures tell them, or if fewer views would be trusted."""
     job, answer = mapper.job, built.answer
-    if job.sequences or job.held.any() or job.knows_focals or answer.trusted.sum() < 3:
+    if job.held.any() or job.knows_focals or answer.trusted.sum() < 3:
         return built
     of_pictures = deviation(answer)
     if of_pictures <= FAR:

@@ -10,8 +10,8 @@ from lean3r.types import Reconstruction, with_warning
 
 FEW = 200  # points that two views share: wrong pairs had 33 to 103, right ones from 39 on
 GUESS = (
-    "two pictures cannot tell their focal length: it is the network's guess, which may be off by {:.0%}, and angles, "
-    "distances and depth with it"
+    "two pictures cannot tell their focal length: it is guessed and may be off by {:.0%}, and angles, distances and "
+    "depth with it"
 )
 VAGUE = (
     "the pictures hardly tell their focal length: it may be off by {:.0%}, and angles, distances and depth with it. "
