@@ -1,25 +1,30 @@
-"""The examples are a course that works: each runs as a user would run it, a process of its own, and leaves results."""
+"""The examples are a course that works: each runs as a user would run it, a process of its own, and leaves results.
+
+The processes are copies of one that has imported torch (docs/run_page.py).
+"""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
+import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
+from docs.run_page import TORCH, Job, ask, start, surroundings
 
 from lean3r.models.checkpoint import read_tensors, save_weights
 from lean3r.models.nano import Nano
 from lean3r.pipeline.load import EMBEDDED
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("[0-9]*.py"))
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 LONGEST = 120
 
 
@@ -34,6 +39,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
     save_weights(model.state_dict(), path, {"model": "nano"})
     return ["--weights", str(path)]
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[str]:
+    """The socket of the process that is copied; nothing of lean3r, so that examples import what they use of it."""
+    with TemporaryDirectory() as folder:  # not pytest's, whose name may be too long for a socket
+        address = Path(folder) / "examples"
+        with start(address, [*TORCH, "av", "pycolmap", "torch._dynamo"], surroundings()):
+            yield str(address)
 
 
 def folder(out: Path, said: str) -> None:
@@ -122,13 +136,18 @@ CHECKS: dict[str, Callable[[Path, str], None]] = {
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example(path: Path, weights: list[str], tmp_path: Path) -> None:
+def test_example(
+    path: Path, weights: list[str], process: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     number = path.name[:2]
     arguments = weights if number != "06" else []  # 06 starts from nothing
-    command = [sys.executable, str(path), "--out", "out", *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    CHECKS[number](tmp_path / "out", done.stdout)
+    words = ["python", str(path), "--out", "out", *arguments]
+    environment = surroundings() | {"PYTHONPATH": os.pathsep.join(map(str, [path.parent, ROOT]))}
+    printed = tmp_path_factory.mktemp("printed")
+    log, errors = printed / "log.txt", printed / "errors.txt"
+    job = Job(str(tmp_path), environment, str(log), None, False, steps=[], words=words, errors=str(errors))
+    assert ask(process, job).code == 0, errors.read_text()[-3000:]
+    CHECKS[number](tmp_path / "out", log.read_text())
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"], "an example writes into --out only"
 
 

@@ -6,7 +6,7 @@ Whoever has a `Job` asks it for a copy of itself, and hears how that ended (`ask
 Shell commands run in bash, Python blocks in the process of their page, in one namespace. Commands that name the same
 -o are alternatives, so an earlier result is removed first. A plain `lean3r ...` is a copy, too, of a process that has
 imported most of lean3r, unless the page changes the code. If halved, these and the Python blocks give nano pictures
-of half the side, whose depth takes a quarter of the time.
+of half the side, whose depth takes a quarter of the time. The examples run in such copies, too (test_examples.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import re
+import runpy
 import shlex
 import shutil
 import site
@@ -44,9 +45,10 @@ PLAIN = re.compile(r"lean3r [^|&;<>$*?~\\\n`(){}]*")  # nothing that bash would 
 
 @dataclass(frozen=True)
 class Job:
-    """The `steps` of a page, or the `words` of a plain command, and their surroundings: the folder, the environment,
-    whose PYTHONPATH and sitecustomize.py count, the file for what is printed, the socket of the process that has
-    imported lean3r (None: every command of the page is a process of its own)."""
+    """The `steps` of a page, or the `words` of a plain command (`lean3r ...` or `python FILE ...`), and their
+    surroundings: the folder, the environment, whose PYTHONPATH and sitecustomize.py count, the file for what is
+    printed, the socket of the process that has imported lean3r (None: every command of the page is a process of its
+    own), the file for what is printed as errors (None: the same)."""
 
     folder: str
     environment: dict[str, str]
@@ -55,6 +57,7 @@ class Job:
     is_halved: bool
     steps: list[dict]
     words: list[str]
+    errors: str | None = None
 
 
 class End(NamedTuple):
@@ -62,6 +65,12 @@ class End(NamedTuple):
 
     code: int
     seconds: float
+
+
+def surroundings() -> dict[str, str]:
+    """The environment of everything that runs here: the tests run in two processes already, hence one thread."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
 
 @contextmanager
@@ -124,14 +133,17 @@ class Answer(socketserver.StreamRequestHandler):
 def do(job: Job) -> None:
     """What the copy does that does the job."""
     os.chdir(job.folder)
-    with open(job.log, "a") as log:
+    with open(job.log, "a") as log, open(job.errors or job.log, "a") as errors:
         os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+        os.dup2(errors.fileno(), 2)
     os.environ.clear()
     os.environ.update(job.environment)
     sys.path[:0] = job.environment["PYTHONPATH"].split(os.pathsep)
     site.execsitecustomize()
-    if job.words:
+    if job.words[:1] == ["python"]:
+        sys.argv[:] = job.words[1:]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    elif job.words:
         run_lean3r(job.words, job.is_halved)
     else:
         run_page(job)

@@ -20,7 +20,7 @@ import pytest
 
 from docs.inputs import hub, wanted
 from docs.pages import ELSEWHERE, PAGES, ROOT, Step, steps_of
-from docs.run_page import MOST, TORCH, Job, ask, start
+from docs.run_page import MOST, TORCH, Job, ask, start, surroundings
 from lean3r.cli import COMMANDS
 from lean3r.cli.main import main
 
@@ -65,12 +65,6 @@ def hub_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
     hub(folder)
     return folder
-
-
-def surroundings() -> dict[str, str]:
-    """The environment of everything that runs here."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="session")
