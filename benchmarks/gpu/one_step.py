@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rows import Rows
+from rows import TINY_WORLD, Rows
 from torch import nn
 from tuning import found_before, pinned
 
@@ -56,7 +56,8 @@ def main() -> None:
         for name in options.recipes:
             recipe: Distillation = DISTILLATIONS.get(name)(None)
             sources = tuple(Source.parse(text) for text in options.data)
-            world = replace(recipe.data.world, device="cpu" if sources else options.device)
+            few = TINY_WORLD if tiny else {}
+            world = replace(recipe.data.world, device="cpu" if sources else options.device, **few)
             recipe = replace(recipe, data=replace(recipe.data, sources=sources, world=world))
             teacher = random_model(recipe.teacher, tiny, options.device)
             for phase, chosen in enumerate(recipe.phases):

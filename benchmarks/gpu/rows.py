@@ -26,6 +26,7 @@ from tuning import configurations_used, forget_used, milliseconds_tried
 DEVICE_LOST = 3  # exit code after an error that leaves the CUDA context useless: a new process goes on
 TRIES = 2
 LAST_LINES = 15
+TINY_WORLD = {"tiles": 32, "tile_size": 16}  # of a synthetic world on a CPU, where painting tiles takes seconds
 _peaks: list[int] = []  # bytes at the peak before `measure` set the meter back, within a row
 
 

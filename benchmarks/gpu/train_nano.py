@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rows import Rows
+from rows import TINY_WORLD, Rows
 
 from lean3r.eval.synthetic import validate
 from lean3r.models.checkpoint import halved, load_weights, save_weights
@@ -78,7 +78,8 @@ def sized(options: argparse.Namespace) -> Recipe:
         return replace(stage, **TINY) if tiny else replace(stage, views_per_step=int(stage.views_per_step * scale))
 
     phases = tuple(replace(phase, stages=(grown(phase.stages[0]),)) for phase in base.phases)
-    world = replace(base.world, device=options.device, compile=options.compile)
+    few = TINY_WORLD if tiny else {}
+    world = replace(base.world, device=options.device, compile=options.compile, **few)
     return replace(base, phases=phases, world=world)
 
 
