@@ -17,7 +17,7 @@ def copied_programs() -> Iterator[None]:
         yield
         return
     copies = multiprocessing.get_context("forkserver")
-    copies.set_forkserver_preload(["torch", "torch._dynamo"])  # the latter counts operations
+    copies.set_forkserver_preload(["torch", "torch._dynamo", "lean3r.bench.programs"])  # the second counts operations
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "SPAWN", copies)
         yield
