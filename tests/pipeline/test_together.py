@@ -9,7 +9,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,21 +52,6 @@ class Case:
     known: tuple[str, ...] = ()
     reference: int | None = None
     many: int | None = None  # nano matches each view with some others from so many views on
-
-    def network(self) -> Backbone:
-        """The model, random and tiny."""
-        if self.gsa is None:
-            return tiny(self.model)
-        model = deepcopy(tiny(self.model))
-        with torch.random.fork_rng():
-            torch.manual_seed(3)
-            for role, block in zip(model.trunk.schedule, model.trunk.blocks, strict=True):  # type: ignore[union-attr, arg-type]
-                if role == "global" and isinstance(block, Block):
-                    dim, heads = block.attn.qkv.in_features, block.attn.heads
-                    block.attn.mechanism = Gsa(dim, heads, **dict(self.gsa))  # type: ignore[arg-type]
-                    if block.attn.mechanism.gate is not None:
-                        torch.nn.init.normal_(block.attn.mechanism.gate.weight, std=0.3)
-        return model.eval()
 
     def scene(self) -> Views:
         """Random pictures, and what is known of them."""
@@ -126,22 +111,45 @@ def compare(expected: Prediction, found: Prediction) -> float:
     return worst
 
 
+@cache
+def network(case: Case) -> Backbone:
+    """The model, random and tiny."""
+    if case.gsa is None:
+        return tiny(case.model)
+    model = tiny.__wrapped__(case.model)  # one of its own; a copy would take three times as long
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        for role, block in zip(model.trunk.schedule, model.trunk.blocks, strict=True):  # type: ignore[union-attr, arg-type]
+            if role == "global" and isinstance(block, Block):
+                dim, heads = block.attn.qkv.in_features, block.attn.heads
+                block.attn.mechanism = Gsa(dim, heads, **dict(case.gsa))  # type: ignore[arg-type]
+                if block.attn.mechanism.gate is not None:
+                    torch.nn.init.normal_(block.attn.mechanism.gate.weight, std=0.3)
+    return model.eval()
+
+
+@cache
+def alone(case: Case) -> tuple[Prediction, Prediction]:
+    """What one process finds in all views, and in the last two by themselves; the same for any number of processes."""
+    model, views = network(case), case.scene()
+    last = Views(views.images[:, -2:], None if views.mask is None else views.mask[:, -2:])
+    return predict(model, views, case.reference), predict(model, last)
+
+
 def run(case: Case, group: Group) -> dict[str, Any]:
     """A scene on the group and alone: how much they differ, and what each process has sent."""
-    model, group.sent = case.network(), type(group.sent)()
+    model, group.sent = network(case), type(group.sent)()
     if case.many is not None:
         matching.MANY, matching.PARTNERS = case.many, 3
     try:
         if group.rank:
             take_share(model, group)
             return {"sent": dict(group.sent)}
-        views = case.scene()
-        found = predict_together(model, views, case.reference, group)
+        found = predict_together(model, case.scene(), case.reference, group)
         sent = dict(group.sent)
-        expected = predict(model, views, case.reference)
-        own = predict(model, Views(views.images[:, -2:], None if views.mask is None else views.mask[:, -2:]))
-        alone = float((own.depth - expected.depth[:, -2:]).abs().max())  # type: ignore[index, operator]
-        return {"error": compare(expected, found), "alone": alone, "sent": sent}
+        expected, last = alone(case)
+        differs = float((last.depth - expected.depth[:, -2:]).abs().max())  # type: ignore[index, operator]
+        return {"error": compare(expected, found), "alone": differs, "sent": sent}
     finally:
         matching.MANY, matching.PARTNERS = 50, 32
 
