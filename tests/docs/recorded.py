@@ -270,7 +270,7 @@ def certainty(r: Mapping[str, Any]) -> Iterable[str]:
     row = r["all"]
     sure = row["claims"] - row["warned"]
     yield f"{row['sets']} sets: {row['claims']} with certain views, {row['warned']} of these with a warning"
-    yield f"without one: {row['unwarned_within_5_deg']} of {sure} within 5 degrees, worst {row['unwarned_worst_deg']:.1f}"
+    yield f"without one: {row['unwarned_within_5_deg']} of {sure} within 5 degrees"
     yield f"{r['mixed']['sets']} mixed sets: {r['mixed']['certain_of_two_places']} certain of views of both places"
 
 

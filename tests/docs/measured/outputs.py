@@ -24,6 +24,8 @@ from lean3r.pipeline.overlap import LEAST
 from lean3r.pipeline.trust import MAX_DISAGREEMENT, SKY_ONLY
 from lean3r.quality.agreement import CONFIRMED, MOST_VIEWS, SAME
 from lean3r.refine.accept import TURNED_PX
+from lean3r.refine.focal_error import FAR, GUESSED, STATED
+from lean3r.refine.unconfirmed import FEW
 from lean3r.stream.budget import USUAL
 from lean3r.stream.options import StreamOptions
 
@@ -34,10 +36,10 @@ def with_blank(number: int) -> str:
 
 
 def bad_inputs() -> list[int]:
-    """Those that are reported, and all; the photo scenes with a warning, and all."""
+    """Those that are reported, and all; the photo scenes, and those with a warning."""
     bad, photos = (result("trust")[name].values() for name in ("bad_inputs", "photos"))
     warned = sum(any(row["warnings"] for row in scene.values()) for scene in photos)
-    return [sum(row["hit"] for row in bad), len(bad), warned, len(photos)]
+    return [sum(row["hit"] for row in bad), len(bad), len(photos), warned]
 
 
 def in_sky() -> list[int]:
@@ -116,13 +118,19 @@ TRUST = Page(
         ("differ by more than {:.0f} % (median)", lambda: [100 * math.expm1(MAX_DISAGREEMENT)]),
         ("{} verified matches with one other view are enough", lambda: [LEAST]),
         (
-            "{} of {} bad inputs made by `benchmarks/trust.py` are reported; {} of its {} photo scenes give a warning",
+            "{} of {} bad inputs made by `benchmarks/trust.py` are reported; of its {} photo scenes, {} has a warning",
             bad_inputs,
         ),
         (
             "{:,} of {:,} and {:,} of {:,} measured points (on thin spires) lie in the removed regions; "
             "on {} other scenes none do",
             in_sky,
+        ),
+        ("it may be off by more than {:.0f} %", lambda: [100 * FAR]),
+        ("by fewer than {} points, and no third one", lambda: [FEW]),
+        (
+            "it is EXIF's, taken as right to {:.0f} %, or the network's, to {:.0f} %",
+            lambda: [100 * STATED, 100 * GUESSED],
         ),
         ("Without any vote the factor is {}.", lambda: [ALONE]),
         ("at the border of a picture ({:.0f} % of its shorter side)", lambda: [100 * BORDER]),

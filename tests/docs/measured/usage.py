@@ -15,6 +15,7 @@ from lean3r.models.base import Backbone
 from lean3r.pipeline.known import FIT
 from lean3r.pipeline.memory import USUAL_THRESHOLD
 from lean3r.refine.accept import INLIER_PX
+from lean3r.refine.judge import LEAST_SEEN
 from lean3r.refine.options import SECONDS, SECONDS_A_VIEW
 from lean3r.refine.ties import LIMIT
 from lean3r.stereo.alone import MOST_ERROR, WIDE
@@ -192,6 +193,7 @@ REFINE = Page(
     [
         ("at most {:,} pixels on the longer side", lambda: [RefineOptions().side]),
         ("(within {:.0f} pixels)", lambda: [INLIER_PX]),
+        ("photos that see fewer than {} points", lambda: [LEAST_SEEN]),
         ("deviates by more than {:.1f} % of the depth", lambda: [100 * LIMIT]),
         ("the default is {:.0f} CPU seconds plus {:.0f} per picture", lambda: [SECONDS, SECONDS_A_VIEW]),
     ],
