@@ -40,7 +40,7 @@ def focal_error(job: Job, answer: Answer) -> float | None:
 
 def of_known(groups: Iterable[Group]) -> float:
     """The relative deviation of focal lengths before an adjustment."""
-    return STATED if all(group.trusted for group in groups) else GUESSED
+    return STATED if all(group.trusted or group.fixed for group in groups) else GUESSED
 
 
 def deviation(answer: Answer) -> float:
@@ -99,7 +99,8 @@ def focal_variances(answer: Answer) -> np.ndarray:
     size = np.sqrt(np.maximum(np.diag(own), np.finfo(float).tiny))
     covariance = np.linalg.inv(told / size[:, None] / size + DAMPING * np.eye(count)) / size[:, None] / size
     used = len({answer.camera[each] for each in of.views})
-    return np.maximum(np.diag(covariance)[:used], 0)
+    variances = np.diag(covariance)[:used]
+    return np.where(variances > 0, variances, np.inf)  # rounding leaves others where nothing determines them
 
 
 def _by_lens(answer: Answer, of: Equations) -> np.ndarray:

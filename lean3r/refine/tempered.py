@@ -27,7 +27,8 @@ def tempered(matches: Matches, mapper: Mapper, built: Built) -> Built:
     of_pictures = deviation(answer)
     if of_pictures <= FAR:
         return built
-    groups = {answer.camera[view]: job.groups[job.views[view].group] for view in np.flatnonzero(answer.has)}
+    of_views = [(answer.camera[view], job.groups[job.views[view].group]) for view in np.flatnonzero(answer.has)]
+    groups = {camera: group for camera, group in of_views if not group.fixed}
     known = np.log([group.params[0] / answer.params[camera][0] for camera, group in groups.items()])
     share = 1 / (1 + (of_known(groups.values()) / (USUAL * of_pictures)) ** 2)
     model = with_focals(mapper, built.model, float(np.exp(share * np.median(known))))

@@ -220,6 +220,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "lean3r serve --host 0.0.0.0 --token auto --names scan.example": "runs until Ctrl-C",
         "lean3r serve --engine ray --workers 4 --cpus 4": CLUSTER,
     },
+    "docs/how-to/trust.md": {"python benchmarks/certainty.py": FIGURES},
     "docs/how-to/view.md": {
         "lean3r view out": "runs until Ctrl-C",
         "lean3r reconstruct photos/ -o out --overwrite --view": "runs until Ctrl-C",
