@@ -12,10 +12,15 @@ from lean3r.refine.adjust import Mapper
 from lean3r.refine.built import Built
 from lean3r.refine.focal_error import FAR, deviation, of_known
 from lean3r.refine.matching import Matches
-from lean3r.refine.sharpen import adjust_robustly, errors_px
+from lean3r.refine.sharpen import adjust_robustly, errors_px, sharpened
 
 USUAL = 0.5  # of a deviation to expect, what focal lengths were off by, in the root mean square
 TIMES = 2  # adjustments, since poses and points move far
+
+
+def adjusted_last(matches: Matches, mapper: Mapper, built: Built) -> Built:
+    """The model sharpened (sharpen.py), and then tempered."""
+    return tempered(matches, mapper, sharpened(matches, mapper, built))
 
 
 def tempered(matches: Matches, mapper: Mapper, built: Built) -> Built:

@@ -30,8 +30,7 @@ def with_cautions(reconstruction: Reconstruction, answer: Answer, focal_error: f
     views = np.flatnonzero(answer.has & answer.trusted)
     if focal_error is None:
         return reconstruction
-    points = len(answer.of_trusted().xyz)
-    if len(views) == 2 and points < FEW:
+    if len(views) == 2 and (points := len(answer.of_trusted().xyz)) < FEW:
         reconstruction = with_warning(reconstruction, "two-views", ALONE.format(points), views.tolist())
     if focal_error <= FAR:
         return reconstruction

@@ -27,8 +27,7 @@ from lean3r.refine.kinks import kinks, sides_of_kinks
 from lean3r.refine.overlay import drop_overlays
 from lean3r.refine.rivals import contested
 from lean3r.refine.separate import own_focals
-from lean3r.refine.sharpen import sharpened
-from lean3r.refine.tempered import tempered
+from lean3r.refine.tempered import adjusted_last
 from lean3r.refine.tracks import add_tracks
 
 ENOUGH = 0.8  # if a model fits this share of the verified matches, no other method is tried
@@ -56,7 +55,7 @@ STRONG = 150  # measurements of the weaker views of a model above which finer fe
 
 
 class Attempt(NamedTuple):
-    """What a model of a job says, and how to have the model sharpened (sharpen.py), which takes some time."""
+    """What a model of a job says, and how to have the model sharpened (tempered.py), which takes some time."""
 
     answer: Answer
     sharpened: Callable[[], Answer]
@@ -65,10 +64,7 @@ class Attempt(NamedTuple):
     def of(cls, matches: matching.Matches, mapper: adjust.Mapper, built: Built, found: Sequence[Built]) -> Attempt:
         """The attempt whose best model is `built`, of all that were `found`."""
         job = mapper.job
-        return cls(
-            built.judged(job, found),
-            lambda: tempered(matches, mapper, sharpened(matches, mapper, built)).judged(job, found),
-        )
+        return cls(built.judged(job, found), lambda: adjusted_last(matches, mapper, built).judged(job, found))
 
     def with_note(self, note: str) -> Attempt:
         """The same with one more note for the user."""
