@@ -10,6 +10,7 @@ import numpy as np
 LEAST_FRAMES = 4  # on either side of a slip
 LEAST_POINTS = 10  # of a frame with known depth
 SLIP = np.log(3.0)  # the network's depth of the parts of right models differed by factors of up to 2.5
+STEP = np.log(2.0)  # of the frames beside the cut; by 1.6 in a right model, where the network's depth drifts by 3.2
 SLIPPED = "its scale may not be that of the rest: the depth that the network sees changes too much between them"
 
 
@@ -28,6 +29,9 @@ def slipped(ratios: np.ndarray, view: np.ndarray, sequences: Sequence[Sequence[i
         # Where the sides differ most may be far behind the slip, if the scale drifts there: the cut fits both best.
         best = min(cuts, key=lambda cut: _spread(logs[:cut]) + _spread(logs[cut:]), default=None)
         if best is None or abs(np.median(logs[:best]) - np.median(logs[best:])) < SLIP:
+            continue
+        beside = logs[best - LEAST_FRAMES : best], logs[best : best + LEAST_FRAMES]
+        if abs(np.median(beside[0]) - np.median(beside[1])) < STEP:  # it is the network's that drifts
             continue
         cut = frames[best]
         before, after = ([frame for frame in usual if (frame < cut) == is_first] for is_first in (True, False))

@@ -40,6 +40,11 @@ def test_a_depth_that_is_off_by_less_doubts_nothing() -> None:
     assert slipped(np.full(FRAMES, np.nan), np.arange(FRAMES), [range(FRAMES)], every) == []  # no depth at all
 
 
+def test_a_depth_that_drifts_from_frame_to_frame_doubts_nothing() -> None:
+    drifting = ratios(np.geomspace(0.25, 4, FRAMES))
+    assert slipped(*drifting, [range(FRAMES)], np.ones(FRAMES, bool)) == []
+
+
 def test_doubted_frames_and_frames_without_depth_do_not_hide_a_slip() -> None:
     values, view = ratios(np.where(np.arange(FRAMES) < 12, 5.0, 1.0))
     values[np.isin(view, [3, 12, 20])] = np.nan
