@@ -64,13 +64,19 @@ def match(job: Job, database: Path, kept: Kept, verify: bool = True, loops: bool
     files = [view.file for view in job.views]
     every = combinations(range(len(files)), 2) if pairs is None else pairs
     listed = [(first, second) for first, second in ((files[i], files[j]) for i, j in every) if first and second]
-    recalled = kept.recall_matches(database, listed)
-    new = [pair for pair in listed if pair not in recalled]
     with pycolmap.Database.open(database) as opened, ThreadPoolExecutor(job.threads) as pool:
         image_of = {image.name: image.image_id for image in opened.read_all_images()}
         descriptors = {file: np.asarray(opened.read_descriptors(image).data) for file, image in image_of.items()}
-        found = pool.map(lambda pair: mutual_nearest(*(descriptors[file] for file in pair)), new)
-        for (first, second), matches in zip(new, found, strict=True):
+
+        def matched(pair: tuple[str, str]) -> tuple[np.ndarray, bool]:
+            """Their matches, and whether these were kept."""
+            found = kept.matches(*pair)
+            return (mutual_nearest(*(descriptors[file] for file in pair)), False) if found is None else (found, True)
+
+        in_order = [(a, b) if image_of[a] < image_of[b] else (b, a) for a, b in listed]
+        for (first, second), (matches, were_kept) in zip(in_order, pool.map(matched, in_order), strict=True):
+            if not were_kept:
+                kept.add(first, second, matches if len(matches) >= LEAST_INLIERS else matches[:0])
             if len(matches) >= LEAST_INLIERS:
                 opened.write_matches(image_of[first], image_of[second], matches)
     verification = pycolmap.TwoViewGeometryOptions()

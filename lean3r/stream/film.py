@@ -23,7 +23,7 @@ from lean3r.stream.bend import Bend
 from lean3r.stream.pictures import Keyframe
 from lean3r.stream.result import Result
 
-MOST = 128  # keyframes of a window and its past, which refinement takes together: its time grows with their number
+MOST = 160  # keyframes of a window and its past, which refinement takes together: its time grows with their number
 MOST_BYTES = 100_000_000  # of the pictures of a past
 LEAST, GROWN = 3, np.log(1.25)  # keyframes that place a window; times its size by which they and its join may differ
 

@@ -83,23 +83,36 @@ def test_frames_that_windows_share_are_searched_and_matched_once_with_the_same_r
     kept = tmp_path / "kept"
     kept.mkdir()
     solved(window(0, 7, tmp_path / "first", kept), tmp_path / "first")
-    assert len(list(kept.iterdir())) == 7
-    given: list[int] = []
-    recalled = Kept.recall_matches
+    assert searched(kept) == 7
+    counts: list[tuple[int, int]] = []
+    nearest, detect = matching.mutual_nearest, features.pycolmap.extract_features
 
-    def counting(self: Kept, database: Path, pairs: list[tuple[str, str]]) -> set[tuple[str, str]]:
-        found = recalled(self, database, pairs)
+    def counting(*descriptors: np.ndarray) -> np.ndarray:
+        counts[-1] = counts[-1][0], counts[-1][1] + 1
+        return nearest(*descriptors)
+
+    def detecting(database: Path, *arguments: object, **options: object) -> None:
         with features.pycolmap.Database.open(database) as opened:
-            given.extend((opened.num_keypoints() > 0, opened.num_matched_image_pairs()))
-        return found
+            counts.append((opened.num_keypoints_for_image(1), 0))
+        detect(database, *arguments, **options)
 
-    monkeypatch.setattr(Kept, "recall_matches", counting)
+    monkeypatch.setattr(matching, "mutual_nearest", counting)
+    monkeypatch.setattr(features.pycolmap, "extract_features", detecting)
     again = solved(window(4, 11, tmp_path / "again", kept), tmp_path / "again")
-    assert given == [True, 3]  # those of the three frames that both have
     plain = solved(window(4, 11, tmp_path / "plain"), tmp_path / "plain")
-    for name in ("cam_from_world", "xyz", "point", "view", "xy", "error_px"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(plain, name))
-    assert len(list(kept.iterdir())) == 11
+    third = solved(window(4, 11, tmp_path / "third", kept), tmp_path / "third")
+    (has, new), (has_not, every), (_, none) = counts
+    assert has and not has_not and none == 0
+    assert new == every - 3, "those of the three frames that both have"
+    for answer in (again, third):
+        for name in ("cam_from_world", "xyz", "point", "view", "xy", "error_px"):
+            np.testing.assert_array_equal(getattr(answer, name), getattr(plain, name))
+    assert searched(kept) == 11
+
+
+def searched(kept: Path) -> int:
+    """The number of pictures whose features are kept."""
+    return len(list(kept.glob("*.npz")))
 
 
 def test_frames_that_were_searched_ahead_of_their_window_give_the_same_result(
@@ -119,7 +132,7 @@ def test_frames_that_were_searched_ahead_of_their_window_give_the_same_result(
     assert search.process is None
     search.begin(sources, pictures, RefineOptions(features=300))
     first = search.process
-    assert first is not None and first.wait(60) == 0 and len(list(kept.iterdir())) == 7
+    assert first is not None and first.wait(60) == 0 and searched(kept) == 7
     search.begin(sources, pictures, RefineOptions(features=300))
     assert search.process is first, "these frames are being searched, or were"
     search.begin(sources[1:], pictures, RefineOptions(features=300))
