@@ -27,17 +27,23 @@ KINKED = "it lies behind a kink: fewer matches than usual fit the frames that jo
 def kinks(answer: Answer, sequences: Sequence[Sequence[int]]) -> list[tuple[Sequence[int], list[int]]]:
     """The runs of a video's frames in `sequences` that have a kink, each with the frames that fit badly there; frames
     that the model lacks are passed over."""
-    after = answer.report["after"]
-    fitting, matches = (np.array(after[key], float) for key in ("view_inliers", "view_matches"))
-    share = fitting / np.maximum(matches, 1)
     found = []
     for run in sequences:
         frames = np.array([frame for frame in run if answer.has[frame]], int)
-        low = share[frames] < np.median(share[frames]) - DIP if len(frames) else np.zeros(0, bool)
+        low = fits_badly(answer, frames)[frames]
         for group in np.split(np.arange(len(frames)), np.flatnonzero(np.diff(low)) + 1):
             if len(group) >= IN_A_ROW and low[group[0]]:
                 found.append((run, frames[group].tolist()))
     return found
+
+
+def fits_badly(answer: Answer, among: np.ndarray | None = None) -> np.ndarray:
+    """Whether clearly fewer matches of each view [S] fit than is usual `among` some [N], or all that the model has."""
+    after = answer.report["after"]
+    fitting, matches = (np.array(after[key], float) for key in ("view_inliers", "view_matches"))
+    share = fitting / np.maximum(matches, 1)
+    usual = share[answer.has if among is None else among]
+    return share < (np.median(usual) if len(usual) else 0.0) - DIP
 
 
 def behind_kinks(answer: Answer, sequences: Sequence[Sequence[int]]) -> set[int]:

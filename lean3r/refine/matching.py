@@ -19,6 +19,7 @@ from lean3r.refine.sequence import is_near
 
 LEAST_INLIERS = 15
 ALIKE = 8  # views of most similar appearance that each view is matched with
+ALIKE_IN_PAST = 16  # that each view is matched with which goes on from a past: of many more views, most show its window
 RELIABLE = ("CALIBRATED", "UNCALIBRATED", "PLANAR", "PLANAR_OR_PANORAMIC", "PANORAMIC")
 
 
@@ -151,9 +152,10 @@ def alike(job: Job, database: Path, ids: dict[int, int], near: np.ndarray) -> np
     index = np.array(views)
     likeness[near[np.ix_(index, index)]] = -np.inf
     np.fill_diagonal(likeness, -np.inf)
-    best = np.argsort(-likeness, axis=1)[:, : min(ALIKE, len(views) - 1)]
-    pairs = np.stack([np.repeat(index, best.shape[1]), index[best].ravel()], axis=1)
-    return pairs[np.isfinite(np.take_along_axis(likeness, best, axis=1)).ravel()]
+    best = np.argsort(-likeness, axis=1)[:, : min(ALIKE_IN_PAST, len(views) - 1)]
+    most = np.where((index >= job.past) & (job.past > 0), ALIKE_IN_PAST, ALIKE)
+    is_listed = np.isfinite(np.take_along_axis(likeness, best, axis=1)) & (np.arange(best.shape[1]) < most[:, None])
+    return np.stack([np.repeat(index, best.shape[1]), index[best].ravel()], axis=1)[is_listed.ravel()]
 
 
 def image_ids(job: Job, database: Path) -> dict[int, int]:

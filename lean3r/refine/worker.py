@@ -23,10 +23,9 @@ from lean3r.refine import adjust, features, focal, matching
 from lean3r.refine.aside import incremental_aside
 from lean3r.refine.built import Built
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
-from lean3r.refine.kinks import kinks, sides_of_kinks
 from lean3r.refine.overlay import drop_overlays
-from lean3r.refine.rivals import contested
 from lean3r.refine.separate import own_focals
+from lean3r.refine.settle import NEARLY, refitted, settle, soundest
 from lean3r.refine.tempered import adjusted_last
 from lean3r.refine.tracks import add_tracks
 
@@ -35,7 +34,6 @@ CALIBRATING = 4  # registered views that determine a camera reliably
 WELL, GAIN = 0.9, 0.05  # share of matches that truly shared cameras fit; gain that separate cameras must bring
 MORE = 1.08  # ratio of fitting matches: wrong shared cameras verify a tenth fewer, true ones as many
 MANY = 6  # views that determine a camera each
-NEARLY = 0.9  # of the trusted views of one model, that make another its rival
 MOST = 2 / 3  # of them, where they fit a focal length that cannot be true
 LONG = 128  # frames of a video up to which all methods are used: the seconds of one grow faster than their number
 FEW = 6  # with so few views, a wrong model may fit nearly as well: a second method is tried
@@ -46,11 +44,6 @@ DIFFERENT = (
 ZOOMS = "the frames fit clearly better with a focal length each, as if the lens zoomed, but no such model was found"
 ALMOST = 0.98  # of the matches that a model fits, that another one must fit
 ZOOM = 0.08  # spread of the logarithms of focal lengths (from the tenth to the ninth tenth); 0.05 to 0.07 if none zooms
-TRUSTED = 5  # trusted views needed to locate doubted ones
-SETTLING, AGAIN = 3, 2  # times at most that they are located again, and that any frames are, for each that there is
-BADLY = 1.5  # times the usual error of a view's matches; within one model, that of right cameras hardly differs
-STILL = 0.9  # of how well matches fit, that must be left where more frames are trusted
-CLEARLY = 1.002  # ratio of how well matches fit, that makes a model better
 STRONG = 150  # measurements of the weaker views of a model above which finer features are not needed
 
 
@@ -202,7 +195,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     if len(views) >= max(2, matched / 2):
         candidates += filter(None, [Built.of(job, matches, mapper.from_poses(job.start, views), True)])
     if job.past:  # whoever has a past compares with the model that its frames have without it
-        models = [Attempt.of(matches, mapper, built, []) for built in candidates]
+        models = [Attempt.of(matches, mapper, refitted(job, matches, mapper, built), []) for built in candidates]
         yield from (each for each in models if fitting(each.answer) >= ENOUGH * each.answer.report["matches"])
         return
     found: list[Built] = []
@@ -238,33 +231,6 @@ def by_methods(job: Job, matches: matching.Matches, mapper: adjust.Mapper, folde
     return settle(job, matches, mapper, found)
 
 
-def agree(job: Job, found: Sequence[Built]) -> bool:
-    """Whether the best of several methods' models of a video trusts all frames, without a kink, and no other one, which
-    must trust nearly all of them, says that some lie elsewhere."""
-    if len(found) < 2:
-        return False
-    (best,) = soundest(found)
-    if not best.answer.trusted.all() or kinks(best.answer, job.sequences):
-        return False
-    others = [built for built in found if built is not best]
-    return all(
-        other.answer.trusted.sum() >= NEARLY * len(job.views)
-        and not contested(best.answer, other.answer, best.shares, other.shares)
-        for other in others
-    )
-
-
-def soundest(found: Sequence[Built]) -> list[Built]:
-    """Of the models of a video's frames, the one that fits most matches, among those with nearly as many trusted views
-    as any; none of none.
-
-    Methods that slip (see `settle`) or lose frames seldom do so at the same ones.
-    """
-    most = max((built.answer.trusted.sum() for built in found), default=0)
-    rivals = [built for built in found if built.answer.trusted.sum() >= NEARLY * most]
-    return sorted(rivals, key=lambda built: built.answer.report["after"]["score"])[-1:]
-
-
 def polished(
     job: Job, matches: matching.Matches, mapper: adjust.Mapper, model: pycolmap.Reconstruction | None
 ) -> Built | None:
@@ -273,72 +239,6 @@ def polished(
         return None
     adjust.restore_known(job, model)
     return Built.of(job, matches, mapper.polish(model), False)
-
-
-def settle(job: Job, matches: matching.Matches, mapper: adjust.Mapper, found: Sequence[Built]) -> list[Built]:
-    """Models in which the frames of a video that are doubted or fit badly are registered again from the others, as
-    long as that makes a model better, and the models do not agree.
-
-    A walk may slip: from some frame on, all is smaller by a fifth or more. Adjustment does not undo it, because the
-    points that say so are gone by then; but the frames there fit their matches worse than the others, or are doubted.
-    """
-    models, left = list(found), [AGAIN * len(job.views)] * len(found)
-    for _ in range(SETTLING):
-        if agree(job, models):
-            break
-        for number in np.flatnonzero(left).tolist():
-            better, left[number] = settled_once(job, matches, mapper, models[number], left[number])
-            models[number] = better or models[number]
-    return models
-
-
-def settled_once(
-    job: Job, matches: matching.Matches, mapper: adjust.Mapper, built: Built, most: int
-) -> tuple[Built | None, int]:
-    """A better model than this one, in which some of its frames are registered again, at most so many; None if there is
-    none. And how many may be registered again after that: none if it cannot be made better."""
-    for loose in loose_frames(job, built.answer):
-        most -= len(loose)
-        if most < 0:
-            break
-        moved = mapper.reattach(pycolmap.Reconstruction(built.model), loose)
-        again = Built.of(job, matches, moved, False)
-        if again is not None and is_better(again.answer, built.answer):
-            return again, most
-    return None, 0
-
-
-def loose_frames(job: Job, answer: Answer) -> Iterator[set[int]]:
-    """Frames to register again from the others, which are a third at least: those that are doubted or fit badly; then
-    also all from a doubted one, or the worst, to the nearer end of its video, in case the scale slips there; and those
-    on either side of a kink."""
-    after = answer.report["after"]
-    error = np.array([np.nan if px is None else px for px in after["view_error_px"]])
-    usual = float(np.nanmedian(error)) if np.isfinite(error).any() else np.inf
-    in_video = np.isin(np.arange(len(job.views)), [view for run in job.sequences for view in run])
-    doubted, bad = in_video & ~answer.trusted, in_video & (error > BADLY * usual)
-    candidates = [doubted | bad]
-    for run in map(np.asarray, job.sequences):
-        at = np.flatnonzero(doubted[run])
-        if not len(at) and bad[run].any():
-            at = np.array([np.nanargmax(error[run])])
-        for group in np.split(at, np.flatnonzero(np.diff(at) > 1) + 1) if len(at) else ():
-            first, last = int(group[0]), int(group[-1])
-            side = doubted.copy()
-            side[run[: last + 1] if last < len(run) - first else run[first:]] = True
-            candidates.append(side)
-    candidates += [np.isin(np.arange(len(job.views)), list(side)) for side in sides_of_kinks(answer, job.sequences)]
-    for loose in candidates:
-        stay = answer.trusted & ~loose
-        if (loose & answer.has).any() and stay.sum() >= max(TRUSTED, len(loose) / 3):
-            yield set(np.flatnonzero(loose).tolist())
-
-
-def is_better(again: Answer, answer: Answer) -> bool:
-    """Whether frames that were registered again made a model better: more are trusted, or clearly more matches fit."""
-    more = int(again.trusted.sum()) - int(answer.trusted.sum())
-    score, before = again.report["after"]["score"], answer.report["after"]["score"]
-    return score > STILL * before if more > 0 else more == 0 and score > CLEARLY * before
 
 
 def recalibrate(job: Job, folder: Path, database: Path, answer: Answer) -> Built | None:

@@ -23,7 +23,9 @@ from lean3r.stream.bend import Bend
 from lean3r.stream.pictures import Keyframe
 from lean3r.stream.result import Result
 
-MOST = 160  # keyframes of a window and its past, which refinement takes together: its time grows with their number
+# Keyframes of a window and its past, which refinement takes together: its time grows with their number. The last window
+# of a film gets more, since nothing knows its end better later.
+MOST, MOST_AT_END = 128, 160
 MOST_BYTES = 100_000_000  # of the pictures of a past
 LEAST, GROWN = 3, np.log(1.25)  # keyframes that place a window; times its size by which they and its join may differ
 
@@ -80,11 +82,21 @@ class Film:
             self._is_whole = False
 
     def past(
-        self, carried: Sequence[Result], placements: Sequence[np.ndarray], keyframes: Sequence[Keyframe]
+        self,
+        carried: Sequence[Result],
+        placements: Sequence[np.ndarray],
+        keyframes: Sequence[Keyframe],
+        is_last: bool = False,
     ) -> Past | None:
-        """What is known of the film before a window of these keyframes, in the world of the window before, whose
-        results are `carried`; None if that is nothing, or if its frames differ in size."""
+        """What is known of the film before a window of these keyframes, or all that is if it is the last one, in the
+        world of the window before, whose results are `carried`; None if that is nothing, or if its frames differ in
+        size."""
         before = [shown for shown in self._shown if shown.index < keyframes[0].index]
+        excess = max(0, len(before) - max(0, (MOST_AT_END if is_last else MOST) - len(keyframes)))
+        before = before[excess:]
+        if is_last and excess:  # what it does not go on from, it does not settle
+            del self._shown[:excess]
+            self._is_whole = False
         sizes = {each.size for each in [*before, *keyframes]}
         if not before or len(sizes) > 1:
             return None
@@ -170,4 +182,4 @@ def _differ(before: np.ndarray, now: np.ndarray) -> bool:
 def most_bytes(side: int, height: int, width: int) -> int:
     """Of a film's keyframes, at most, of frames of this size."""
     scale = min(1.0, side / max(height, width))
-    return min(MOST_BYTES, round(MOST * scale**2 * height * width))
+    return min(MOST_BYTES, round(MOST_AT_END * scale**2 * height * width))

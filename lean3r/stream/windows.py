@@ -23,7 +23,7 @@ from lean3r.stream.bend import Bend
 from lean3r.stream.between import beside, beyond, bridge, interpolated, jumps, lens_between, skips
 from lean3r.stream.budget import fit_stream
 from lean3r.stream.engine import Estimate, Frame, Settings, place
-from lean3r.stream.film import MOST, Film
+from lean3r.stream.film import MOST_AT_END, Film
 from lean3r.stream.join import Join
 from lean3r.stream.looks import Look, Looks, Seen
 from lean3r.stream.loops import PREDICTED, Loops
@@ -65,7 +65,7 @@ class WindowEngine:
         self._goes_back = False  # whether most keyframes of the next window are shared with the last one
         self._loops = Loops(model, settings.landmarks)
         self.bends: dict[int, Bend] = {}
-        self._film = Film(settings.refine.side, MOST - settings.window if self._solver.refines else 0)
+        self._film = Film(settings.refine.side, MOST_AT_END if self._solver.refines else 0)
         self.version = 0
         self.rejoined: list[list[int]] = []
         self._first: int | None = None  # the first window with a certain camera
@@ -145,7 +145,7 @@ class WindowEngine:
         the next window will know better."""
         keyframes = [result.keyframe for result in self._carried] + self._waiting
         goes_on = self._solver.knows_intrinsics(keyframes)
-        past = self._film.past(self._carried, self._placements, keyframes) if goes_on else None
+        past = self._film.past(self._carried, self._placements, keyframes, is_last) if goes_on else None
         results = self._reconstruct(keyframes, past, is_last)
         went_on = results is not None and "past" in self._reports[-1]
         if results is not None and went_on and not join_results(self._pairs(results)).is_good:

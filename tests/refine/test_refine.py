@@ -23,7 +23,7 @@ from lean3r.geometry.lens import colmap_camera
 from lean3r.inputs.pictures import Pictures
 from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.refining import refine_scene
-from lean3r.refine import KnownCameras, RefineOptions, pairs, refine, worker
+from lean3r.refine import KnownCameras, RefineOptions, pairs, refine, settle
 from lean3r.refine.built import Built
 from lean3r.refine.job import Answer
 from lean3r.types import Lens, Reconstruction
@@ -135,31 +135,31 @@ def test_of_two_models_of_a_video_the_better_fit_counts_among_those_with_as_many
     slipped, right, short = (
         Built(model_of([i < n for i in range(48)], score), model, np.zeros((48, 48))) for n, score in scores.items()
     )
-    assert worker.soundest([slipped, right]) == [right] == worker.soundest([right, slipped])
-    assert worker.soundest([right, short]) == [right] and worker.soundest([short]) == [short]
-    assert worker.soundest([]) == []
+    assert settle.soundest([slipped, right]) == [right] == settle.soundest([right, slipped])
+    assert settle.soundest([right, short]) == [right] and settle.soundest([short]) == [short]
+    assert settle.soundest([]) == []
 
 
 def test_frames_that_fit_badly_or_lie_beyond_doubted_ones_are_located_again_if_they_are_fewer() -> None:
     job: Any = SimpleNamespace(views=[None] * 22, sequences=[list(range(20))])
     sure, error = [True] * 22, np.full(22, 0.2)
-    assert list(worker.loose_frames(job, model_of(sure, 1.0, error))) == []
+    assert list(settle.loose_frames(job, model_of(sure, 1.0, error))) == []
     error[[15, 16, 21]] = 0.5, 0.6, 0.9  # the last is no frame of the video
-    assert list(worker.loose_frames(job, model_of(sure, 1.0, error))) == [{15, 16}, {16, 17, 18, 19}]
+    assert list(settle.loose_frames(job, model_of(sure, 1.0, error))) == [{15, 16}, {16, 17, 18, 19}]
     doubted = [i not in (4, 5) for i in range(22)]
-    assert list(worker.loose_frames(job, model_of(doubted, 1.0))) == [{4, 5}, {0, 1, 2, 3, 4, 5}]
+    assert list(settle.loose_frames(job, model_of(doubted, 1.0))) == [{4, 5}, {0, 1, 2, 3, 4, 5}]
     doubted = [i not in (2, 10, 18) for i in range(22)]
     sides = [{0, 1, 2, 10, 18}, {2, *range(10, 20)}, {2, 10, 18, 19}]
-    assert list(worker.loose_frames(job, model_of(doubted, 1.0))) == [{2, 10, 18}, *sides]
-    assert list(worker.loose_frames(job, model_of([i < 4 for i in range(22)], 1.0))) == []
+    assert list(settle.loose_frames(job, model_of(doubted, 1.0))) == [{2, 10, 18}, *sides]
+    assert list(settle.loose_frames(job, model_of([i < 4 for i in range(22)], 1.0))) == []
     kinked = model_of(sure, 1.0)
     kinked.report["after"]["view_inliers"][8:13] = [88, 85, 83, 86, 88]
-    assert list(worker.loose_frames(job, kinked)) == [set(range(11)), set(range(10, 20)), set(range(8, 13))]
+    assert list(settle.loose_frames(job, kinked)) == [set(range(11)), set(range(10, 20)), set(range(8, 13))]
     again, before = model_of(sure, 1003.0), model_of(sure, 1000.0)
-    assert worker.is_better(again, before) and not worker.is_better(before, again)
+    assert settle.is_better(again, before) and not settle.is_better(before, again)
     less = model_of(doubted, 1100.0)
-    assert worker.is_better(before, less) and not worker.is_better(less, before)
-    assert not worker.is_better(before, model_of(doubted, 1200.0)), "too much is lost"
+    assert settle.is_better(before, less) and not settle.is_better(less, before)
+    assert not settle.is_better(before, model_of(doubted, 1200.0)), "too much is lost"
 
 
 def test_known_poses_set_the_world(tmp_path: Path) -> None:

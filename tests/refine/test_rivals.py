@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from lean3r.refine import worker
+from lean3r.refine import settle, worker
 from lean3r.refine.built import Built, doubted
 from lean3r.refine.job import Answer
 
@@ -115,13 +115,13 @@ def test_models_agree_if_the_best_trusts_every_frame_and_none_contests_one() -> 
             (right, without_many, 1.0),
         ]
     )
-    assert worker.agree(job, [one, other])
-    assert worker.agree(job, [one, short]), "the frame that only the other one doubts"
-    assert worker.agree(job, [built(one.answer, shares_of(False)), built(wrong.answer, shares_of(True))]), "it slips"
-    assert not any(worker.agree(job, found) for found in ([], [one], [one, wrong], [one, shorter], [short, short]))
+    assert settle.agree(job, [one, other])
+    assert settle.agree(job, [one, short]), "the frame that only the other one doubts"
+    assert settle.agree(job, [built(one.answer, shares_of(False)), built(wrong.answer, shares_of(True))]), "it slips"
+    assert not any(settle.agree(job, found) for found in ([], [one], [one, wrong], [one, shorter], [short, short]))
     kinked = model_of(right, None, 3.0)
     kinked.report["after"]["view_inliers"][12:18] = [85] * 6
-    assert not worker.agree(job, [one, built(kinked)]), "then it is worth to locate frames again"
+    assert not settle.agree(job, [one, built(kinked)]), "then it is worth to locate frames again"
 
 
 def test_models_are_settled_until_they_agree_or_nothing_makes_them_better(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,16 +137,16 @@ def test_models_are_settled_until_they_agree_or_nothing_makes_them_better(monkey
         asked.append(model)
         return (mended, most) if model is wrong and cures else (None, 0)
 
-    monkeypatch.setattr(worker, "settled_once", once)
+    monkeypatch.setattr(settle, "settled_once", once)
     cures = True
-    assert worker.settle(job, None, None, [one, wrong]) == [one, mended]  # type: ignore[arg-type]
+    assert settle.settle(job, None, None, [one, wrong]) == [one, mended]  # type: ignore[arg-type]
     assert asked == [one, wrong], "then they agree"
     asked.clear()
     cures = False
-    assert worker.settle(job, None, None, [one, wrong]) == [one, wrong]  # type: ignore[arg-type]
+    assert settle.settle(job, None, None, [one, wrong]) == [one, wrong]  # type: ignore[arg-type]
     assert asked == [one, wrong], "each is tried once, since the same would come of it again"
     asked.clear()
-    assert worker.settle(job, None, None, [one, mended]) == [one, mended] and not asked  # type: ignore[arg-type]
+    assert settle.settle(job, None, None, [one, mended]) == [one, mended] and not asked  # type: ignore[arg-type]
 
 
 def test_frames_are_registered_again_twice_each_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,11 +154,32 @@ def test_frames_are_registered_again_twice_each_at_most(monkeypatch: pytest.Monk
     job: Any = SimpleNamespace(sequences=[list(range(FRAMES))], views=range(FRAMES))
     mapper: Any = SimpleNamespace(reattach=lambda model, loose: tried.append(loose))
     tried: list[set[int]] = []
-    monkeypatch.setattr(worker, "loose_frames", lambda *_: repeat(set(range(FRAMES // 3))))
-    monkeypatch.setattr(worker, "pycolmap", SimpleNamespace(Reconstruction=lambda model: model))
-    monkeypatch.setattr(worker.Built, "of", lambda *_: None)
+    monkeypatch.setattr(settle, "loose_frames", lambda *_: repeat(set(range(FRAMES // 3))))
+    monkeypatch.setattr(settle, "pycolmap", SimpleNamespace(Reconstruction=lambda model: model))
+    monkeypatch.setattr(settle.Built, "of", lambda *_: None)
     one = built(model_of(walk(), None, 1.0))
-    assert worker.settle(job, None, mapper, [one]) == [one] and len(tried) == 6  # type: ignore[arg-type]
+    assert settle.settle(job, None, mapper, [one]) == [one] and len(tried) == 6  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [[26], [22, 26], [14, 22, 26, 28]])
+@pytest.mark.parametrize("gain", [0.9, 1.1])
+def test_frames_behind_a_past_that_fit_badly_are_registered_again(
+    monkeypatch: pytest.MonkeyPatch, bad: list[int], gain: float
+) -> None:
+    job: Any = SimpleNamespace(past=12, joined=(12, 13, 14), views=range(FRAMES))
+    tried: list[set[int]] = []
+    mapper: Any = SimpleNamespace(reattach=lambda _, loose: tried.append(loose))
+    answer = model_of(walk(), None, 1000.0)
+    for frame in [5, *bad]:  # one of the past, too
+        answer.report["after"]["view_inliers"][frame] = 88
+    one, again = built(answer), built(model_of(walk(), None, 1000.0 * gain))
+    monkeypatch.setattr(settle, "pycolmap", SimpleNamespace(Reconstruction=lambda model: model))
+    monkeypatch.setattr(settle.Built, "of", lambda *_: again)
+    found = settle.refitted(job, None, mapper, one)  # type: ignore[arg-type]
+    if len(bad) == 1:
+        assert found is one and not tried, "it is blurred, or has something in front of it"
+    else:
+        assert tried == [set(bad) - {14}] and found is (again if gain > 1 else one)
 
 
 def test_a_second_model_is_settled_only_if_it_is_more_than_the_first() -> None:

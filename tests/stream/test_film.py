@@ -130,6 +130,11 @@ def test_a_film_is_remembered_as_far_as_there_is_room_and_forgotten_when_it_chan
     for each in (shown, again):
         past = each.past([], still, keyframes)
         assert past is not None and past.times_s == (0.1, 0.3, 0.4, 0.5, 0.6, 0.7)
+    monkeypatch.setattr(film, "MOST", 4)
+    monkeypatch.setattr(film, "MOST_AT_END", 6)
+    for is_last, times_s in ((False, (0.5, 0.6, 0.7)), (True, (0.3, 0.4, 0.5, 0.6, 0.7))):
+        past = again.past([], still, keyframes, is_last)
+        assert past is not None and past.times_s == times_s, "the last window goes on from more"
     again.add([result(9, np.eye(4), size=(48, 64))], 1)
     assert again.bytes == 0
     again.add(every[:1], 2)

@@ -178,12 +178,14 @@ def test_a_past_that_the_last_window_doubts_settles_nothing(monkeypatch: pytest.
 def test_windows_within_a_film_go_on_from_its_last_keyframes_and_move_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the last one puts those before elsewhere, as far as they are remembered."""
     given = settling(monkeypatch)
-    monkeypatch.setattr(importlib.import_module("lean3r.stream.windows"), "MOST", OPTIONS.window + 10)
+    for name in ("MOST", "MOST_AT_END"):
+        monkeypatch.setattr(importlib.import_module("lean3r.stream.film"), name, OPTIONS.window + 10)
     found = stream(walk(210))
     frames = list(found)
     pasts = [past for past in given if past is not None]
     assert len(pasts) == len(given) - 1 > 3
-    assert all(0 < len(past.times_s) <= 10 for past in pasts), "without those that the window has too"
+    assert all(0 < len(past.times_s) <= 10 for past in pasts[:-1]), "without those that the window has too"
+    assert 10 < len(pasts[-1].times_s) < 20, "it has fewer keyframes"
     engine: Any = found.engine
     assert found.figures["revisions"] == 1 and {frame.version for frame in frames} == {0, 1}
     early = [
