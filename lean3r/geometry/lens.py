@@ -66,6 +66,11 @@ def pinhole_part(lens: Lens) -> np.ndarray:
     return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
 
 
+def bends_lines(lens: Lens) -> bool:
+    """Whether a lens is more than a pinhole."""
+    return any(lens.params[LENSES[lens.model][0] + 2 :])
+
+
 def network_intrinsics(lens: Lens, source: Source) -> np.ndarray:
     """The pinhole part [3, 3] of a lens for original pictures, in network pixels."""
     sx, sy, ox, oy = source.original_from_network

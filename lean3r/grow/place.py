@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lean3r.geometry.lens import pinhole_part
+from lean3r.geometry.lens import Optics, pinhole_part
 from lean3r.grow.recall import Recall
 from lean3r.inputs.given import GivenCamera, GivenCameras
 from lean3r.inputs.masks import Masks
@@ -181,8 +181,8 @@ def joined(scene: Reconstruction, views: Sequence[int], part: Reconstruction) ->
         if own.shape != new.shape:
             continue
         poses = scene.cam_from_world[view], part.cam_from_world[at]
-        intrinsics = (_in_region(scene, view) + _in_region(part, at)) / 2
-        pairs.append(Shared(poses, (own, new), (own_conf, new_conf), intrinsics))
+        slopes = (_slopes(scene, view) + _slopes(part, at)) / 2
+        pairs.append(Shared(poses, (own, new), (own_conf, new_conf), slopes))
     found = join(pairs) if pairs else None
     if found is None:  # no depth in common: the camera of one view, at the network's scale
         matrix = np.linalg.inv(scene.cam_from_world[views[0]]) @ part.cam_from_world[0]
@@ -226,9 +226,6 @@ def region(scene: Reconstruction, view: int) -> tuple[np.ndarray, np.ndarray]:
     return scene.depth[view][inside], scene.conf[view][inside]
 
 
-def _in_region(scene: Reconstruction, view: int) -> np.ndarray:
-    """Intrinsics [3, 3] in pixels of `region`."""
-    rows, cols = inside_of(scene.mask[view])
-    intrinsics = scene.intrinsics[view].copy()
-    intrinsics[:2, 2] -= cols.start, rows.start
-    return intrinsics
+def _slopes(scene: Reconstruction, view: int) -> np.ndarray:
+    """(x / z, y / z) [H, W, 2] of the rays through the pixels of `region`."""
+    return Optics.of(scene).slopes(view, *scene.mask.shape[1:])[inside_of(scene.mask[view])]

@@ -11,6 +11,7 @@ from lean3r.stream import sim3
 from lean3r.stream.keyframes import APART_S
 from lean3r.stream.looks import Seen
 from lean3r.stream.result import Result
+from lean3r.types import Lens
 
 JERK = 2.0  # times the motion just before and after: pictures of a quick turn, too, have at most 1.5
 
@@ -21,10 +22,16 @@ def interpolated(results: Sequence[Result], moving_s: float) -> np.ndarray:
     return sim3.between(np.stack([result.pose for result in results]), at, moving_s)
 
 
-def lens_between(first: Result, second: Result, index: int) -> np.ndarray:
-    """The intrinsics of a frame between two keyframes, while the lens may zoom."""
+def camera_between(first: Result, second: Result, index: int) -> tuple[np.ndarray, Lens | None]:
+    """Intrinsics and lens of a frame between two keyframes, while the lens may zoom."""
     share = (index - first.keyframe.index) / (second.keyframe.index - first.keyframe.index)
-    return first.original_intrinsics + share * (second.original_intrinsics - first.original_intrinsics)
+    (matrix, lens), (other, other_lens) = first.camera, second.camera
+    if (lens and lens.model) != (other_lens and other_lens.model):
+        return second.camera if share > 0.5 else first.camera
+    if lens is not None and other_lens is not None:
+        params = np.array(lens.params) + share * (np.array(other_lens.params) - lens.params)
+        lens = Lens(lens.model, tuple(map(float, params)))
+    return matrix + share * (other - matrix), lens
 
 
 def beyond(results: Sequence[Result], moved: float) -> np.ndarray:

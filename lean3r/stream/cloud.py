@@ -55,17 +55,18 @@ class Cloud:
             return None
         keep &= conf >= np.percentile(conf[keep], self.percentile, method="lower")
         keep &= ~edge_mask(torch.from_numpy(np.where(keep, depth, 0))).numpy()
+        slopes = estimate.slopes
+        keep &= np.isfinite(slopes).all(axis=-1)
         rows, cols = np.nonzero(keep)
         if not len(rows):
             return None
         z = depth[rows, cols].astype(np.float64)
-        sx, sy, ox, oy = estimate.source.original_from_network
-        pixels = np.stack([sx * (cols + 0.5) + ox, sy * (rows + 0.5) + oy, np.ones(len(rows))], axis=1)
-        cam = pixels @ np.linalg.inv(estimate.intrinsics).T * z[:, None]
+        cam = np.concatenate([slopes[rows, cols] * z[:, None], z[:, None]], axis=1)
         pose = estimate.cam_from_world
         xyz = ((cam - pose[:3, 3]) @ pose[:3, :3]).astype(np.float32)
         if not self.side:
-            self.side = float(PER_PIXEL * np.median(z) * sx / estimate.intrinsics[0, 0])
+            wide = estimate.source.original_from_network[0]
+            self.side = float(PER_PIXEL * np.median(z) * wide / estimate.intrinsics[0, 0])
         window, frame = (np.full(len(xyz), number, np.int32) for number in (estimate.window, estimate.index))
         return xyz, estimate.image[rows, cols], conf[rows, cols].astype(np.float32), window, frame
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from lean3r.geometry.lens import Optics
 from lean3r.options import PointOptions
 from lean3r.refine.options import RefineOptions
 from lean3r.stereo.options import StereoOptions
@@ -17,7 +18,7 @@ from lean3r.stream.bend import Bend, bent
 if TYPE_CHECKING:
     from lean3r.models.base import Backbone
     from lean3r.stream.options import StreamOptions
-    from lean3r.types import Source
+    from lean3r.types import Lens, Source
 
 FLAGS = (
     *("anchor", "keyframe", "joined", "uncertain", "lost", "between", "still", "no-content", "refined", "loop"),
@@ -58,6 +59,7 @@ class Estimate:
     cam_from_world [4, 4] float64 and intrinsics [3, 3] float64 in pixels of the frame, whose size is `width` x
     `height`. Keyframes have a network picture: `image` [H, W, 3] uint8, `depth` and `conf` [H, W] float32 (z-depth in
     world units, 0 where unknown) and `source`, which maps its pixels to those of the frame; other frames have None.
+    `lens` is the whole camera in pixels of the frame if it bends lines; `intrinsics` are then its pinhole part.
     `flags` are some of FLAGS. cam_from_world is the pose `in_window` [4, 4], bent (bend.py) and moved by the similarity
     `placement` [4, 4] of window number `window`, as known in `version`: closing a loop and the end of a film revise
     earlier windows, and count up.
@@ -78,6 +80,17 @@ class Estimate:
     depth: np.ndarray | None = None
     conf: np.ndarray | None = None
     source: Source | None = None
+    lens: Lens | None = None
+
+    @property
+    def slopes(self) -> np.ndarray:
+        """(x / z, y / z) [H, W, 2] of the rays through the pixels of `depth`, which a keyframe has; NaN where the lens
+        sees nothing."""
+        assert self.source is not None and self.depth is not None
+        sx, sy, ox, oy = self.source.original_from_network
+        matrix = np.array([[1 / sx, 0, -ox / sx], [0, 1 / sy, -oy / sy], [0, 0, 1]]) @ self.intrinsics
+        lenses = () if self.lens is None else (self.lens,)
+        return Optics([self.source], matrix[None], lenses).slopes(0, *self.depth.shape)
 
 
 def flags_now(flags: frozenset[str], window: int, rejoined: Sequence[Sequence[int]]) -> frozenset[str]:
@@ -94,6 +107,7 @@ def place(
     intrinsics: np.ndarray,
     flags: frozenset[str],
     placements: Sequence[np.ndarray],
+    lens: Lens | None = None,
 ) -> Estimate:
     """The estimate of a frame of this width and height with a `pose` in the last window, without depth; a guess
     of its intrinsics, uncertain, where they are not finite."""
@@ -104,7 +118,7 @@ def place(
     window = max(0, len(placements) - 1)
     placement = placements[window] if placements else np.eye(4)
     world = sim3.move_poses(placement, pose)
-    return Estimate(index, timestamp_s, world, intrinsics, *size, flags, window, pose, placement)
+    return Estimate(index, timestamp_s, world, intrinsics, *size, flags, window, pose, placement, lens=lens)
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,8 @@ class Settings:
     """How a stream is reconstructed: `window` keyframes at once, of which `overlap` are shared with the window before;
     a keyframe whenever the picture has moved by `step` of its longer side; network pictures with the area of a square
     of `resolution` pixels; at most `landmarks` keyframes are remembered to find places again; known `intrinsics` (fx,
-    fy, cx, cy) in pixels of the frames, or of pictures whose width and height follow."""
+    fy, cx, cy) in pixels of the frames, or of pictures whose width and height follow, and the known `lens` in the same
+    pixels."""
 
     window: int = 48
     overlap: int = 12
@@ -121,6 +136,7 @@ class Settings:
     seed: int = 0
     landmarks: int = 512
     intrinsics: tuple[float, ...] | None = None
+    lens: Lens | None = None
     refine: RefineOptions = field(default_factory=RefineOptions)
     dense: StereoOptions = field(default_factory=lambda: StereoOptions(dense="network"))
     points: PointOptions = field(default_factory=PointOptions)

@@ -31,13 +31,13 @@ LEAST_SHARE = 0.5  # of the shared frames that must agree
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """One frame in two windows: poses cam_from_world [4, 4], depth and confidence [H, W] of both, and the intrinsics
-    [3, 3] of these pixels that both use."""
+    """One frame in two windows: poses cam_from_world [4, 4], depth and confidence [H, W] of both, and the slopes
+    [H, W, 2] (x / z, y / z) of the rays of these pixels that both use, NaN where there are none."""
 
     poses: tuple[np.ndarray, np.ndarray]
     depths: tuple[np.ndarray, np.ndarray]
     confs: tuple[np.ndarray, np.ndarray]
-    intrinsics: np.ndarray
+    slopes: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,12 +157,12 @@ def _why_bad(found: Join) -> str | None:
 def _frame(shared: Shared) -> _Frame | None:
     (a, b), (conf_a, conf_b) = shared.depths, shared.confs
     usable = (a > 0) & (b > 0) & (conf_a > 0) & (conf_b > 0) & np.isfinite(a) & np.isfinite(b)
+    usable &= np.isfinite(shared.slopes).all(axis=-1)
     at = np.flatnonzero(usable)
     if len(at) < 20:
         return None
     at = at[:: max(1, len(at) // PIXELS)]
-    rows, cols = np.divmod(at, a.shape[1])
-    rays = np.stack([cols + 0.5, rows + 0.5, np.ones(len(at))], axis=1) @ np.linalg.inv(shared.intrinsics).T
+    rays = np.concatenate([shared.slopes.reshape(-1, 2)[at], np.ones((len(at), 1))], axis=1)
     depths = [depth.ravel()[at].astype(np.float64) for depth in shared.depths]
     world = [
         (rays * depth[:, None] - pose[:3, 3]) @ pose[:3, :3] for depth, pose in zip(depths, shared.poses, strict=True)

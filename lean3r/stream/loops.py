@@ -22,8 +22,9 @@ from lean3r.stream.bend import Bend, bent
 from lean3r.stream.graph import Edge, off, solve
 from lean3r.stream.join import Join, Shared, join
 from lean3r.stream.pictures import Keyframe, picture_of
-from lean3r.stream.result import Result
+from lean3r.stream.result import Result, camera_state, optics_of, restored_camera
 from lean3r.stream.solver import Solver
+from lean3r.types import Lens, Source
 
 GROUP = 4  # consecutive keyframes that are kept or forgotten together
 LONGEST = 800  # pixels of the longer side of a remembered picture
@@ -47,14 +48,17 @@ DRIFT = 6.0  # standard deviations of the chain of joins that a loop may correct
 @dataclass(frozen=True, eq=False)
 class Landmark:
     """A keyframe that is remembered: its number among all, its window and pose [4, 4] in it; depth and confidence
-    [H / 2, W / 2] float16 with their intrinsics [3, 3]; a picture as JPEG, and its appearance [D] float32."""
+    [H / 2, W / 2] float16, and its source, intrinsics [3, 3] and lens (see Result); a picture as JPEG, and its
+    appearance [D] float32."""
 
     number: int
     window: int
     keyframe: Keyframe  # without pixels
     jpeg: np.ndarray
     pose: np.ndarray
+    source: Source
     intrinsics: np.ndarray
+    lens: Lens | None
     depth: np.ndarray
     conf: np.ndarray
     appearance: np.ndarray
@@ -67,9 +71,10 @@ class Landmark:
         file = io.BytesIO()
         Image.fromarray(whole.pixels).reduce(factor).save(file, "JPEG", quality=QUALITY, subsampling=0)
         keyframe = replace(whole, pixels=np.zeros((0, 0, 3), np.uint8), factor=whole.factor * factor)
-        intrinsics, depth, conf = (x.astype(y) for x, y in zip(_thin(result), ("f8", "f2", "f2"), strict=True))
+        depth, conf = (values[::2, ::2].astype(np.float16) for values in (result.depth, result.conf))
         jpeg = np.frombuffer(file.getvalue(), np.uint8)
-        return cls(number, window, keyframe, jpeg, result.pose, intrinsics, depth, conf, appearance)
+        camera = result.source, result.intrinsics.copy(), result.lens
+        return cls(number, window, keyframe, jpeg, result.pose, *camera, depth, conf, appearance)
 
     def picture(self) -> Keyframe:
         """The keyframe with its pixels."""
@@ -84,12 +89,12 @@ class Landmark:
 
     def state(self) -> dict[str, Any]:
         """As arrays and plain values."""
-        return {**vars(self), "keyframe": self.keyframe.state()}
+        return {**vars(self), "keyframe": self.keyframe.state(), **camera_state(self.source, self.lens)}
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> Landmark:
         """From `state`."""
-        return cls(**{**state, "keyframe": Keyframe.restored(state["keyframe"])})
+        return cls(**{**state, "keyframe": Keyframe.restored(state["keyframe"]), **restored_camera(state)})
 
 
 class Loop(NamedTuple):
@@ -270,9 +275,11 @@ class Loops:
         window = self._landmarks[place].window
         return [each for each in near if each.window == window and each.keyframe.index < start]
 
-    def locate(self, keyframe: Keyframe, solver: Solver) -> tuple[int, np.ndarray, np.ndarray] | None:
-        """A window, a camera's pose [4, 4] in it and its intrinsics [3, 3], by a picture of a place that is remembered;
-        None if it is not."""
+    def locate(
+        self, keyframe: Keyframe, solver: Solver
+    ) -> tuple[int, np.ndarray, tuple[np.ndarray, Lens | None]] | None:
+        """A window, a camera's pose [4, 4] in it, and its intrinsics [3, 3] and lens, by a picture of a place that is
+        remembered; None if it is not."""
         picture = picture_of(keyframe, solver.settings.resolution or self.model.resolution, self.model.patch)
         for place, _ in self._candidates(self._appearance([picture]), float("inf"), float("inf")):
             first, old = self._landmarks[place], self._near(place, float("inf"))
@@ -283,7 +290,7 @@ class Loops:
             pairs = [(a, b) for a, b in zip(old, found[:-1], strict=True) if _is_sure(b)]
             joined = _join(pairs) if len(pairs) >= min(LEAST, len(old)) else None
             if joined is not None and joined.is_good and meeting(found[old.index(first)], found[-1]) >= MEETING:
-                return first.window, sim3.move_poses(joined.matrix, found[-1].pose), found[-1].original_intrinsics
+                return first.window, sim3.move_poses(joined.matrix, found[-1].pose), found[-1].camera
         return None
 
     def _is_plausible(self, edge: Edge, placements: Sequence[np.ndarray]) -> bool:
@@ -332,12 +339,11 @@ def meeting(first: Result, second: Result) -> float:
     rows, cols = STEP * rows, STEP * cols
     if not len(rows):
         return 0.0
-    depth = second.depth[rows, cols].astype(np.float64)
-    rays = np.stack([cols + 0.5, rows + 0.5, np.ones(len(rows))], 1) @ np.linalg.inv(second.intrinsics).T
+    depth = second.depth[rows, cols].astype(np.float64)[:, None]
     relative = first.pose @ np.linalg.inv(second.pose)
-    points = (rays * depth[:, None]) @ relative[:3, :3].T + relative[:3, 3]
+    points = np.concatenate([second.slopes[rows, cols] * depth, depth], 1) @ relative[:3, :3].T + relative[:3, 3]
     z = np.maximum(points[:, 2], 1e-9)
-    pixels = points @ first.intrinsics.T / z[:, None]
+    pixels = first.optics.project(0, points)
     height, width = first.depth.shape
     x, y = (np.clip(np.nan_to_num(pixels[:, i]), -1, 1 << 20).astype(int) for i in (0, 1))
     inside = (points[:, 2] > 0) & (pixels[:, :2] >= 0).all(1) & (x < width) & (y < height)
@@ -364,12 +370,13 @@ def _is_sure(result: Result) -> bool:
     return result.is_certain and result.is_registered
 
 
-def _thin(result: Result) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Intrinsics, depth and confidence of every other pixel."""
-    intrinsics = result.intrinsics.copy()
-    intrinsics[:2] /= 2
-    intrinsics[:2, 2] += 0.25
-    return intrinsics, result.depth[::2, ::2], result.conf[::2, ::2]
+def _thin(known: Landmark | Result) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Slopes, depth and confidence of every other pixel, which are all that a landmark has."""
+    step = 1 if isinstance(known, Landmark) else 2
+    depth, conf = (values[::step, ::step].astype(np.float32) for values in (known.depth, known.conf))
+    rows, cols = depth.shape
+    slopes = optics_of(known.source, known.intrinsics, known.lens).slopes(0, 2 * rows, 2 * cols)
+    return slopes[::2, ::2], depth, conf
 
 
 def _join(pairs: Sequence[tuple[Landmark | Result, Result]]) -> Join | None:
@@ -379,10 +386,8 @@ def _join(pairs: Sequence[tuple[Landmark | Result, Result]]) -> Join | None:
 
 def _shared(known: Landmark | Result, fresh: Result) -> Shared:
     """A keyframe in a window of before and in the joint reconstruction."""
-    k, depth, conf = (known.intrinsics, known.depth, known.conf) if isinstance(known, Landmark) else _thin(known)
-    other_k, other_depth, other_conf = _thin(fresh)
-    depths, confs = (depth.astype(np.float32), other_depth), (conf.astype(np.float32), other_conf)
-    return Shared((known.pose, fresh.pose), depths, confs, (k + other_k) / 2)
+    slopes, depths, confs = zip(_thin(known), _thin(fresh), strict=True)
+    return Shared((known.pose, fresh.pose), depths, confs, (slopes[0] + slopes[1]) / 2)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,8 +14,7 @@ from lean3r.stereo.options import StereoOptions
 
 if TYPE_CHECKING:
     from lean3r.models.base import Backbone
-
-logger = logging.getLogger("lean3r")
+    from lean3r.types import Lens
 
 Drop = Literal["auto", "on", "off"]
 Loops = Literal["on", "off"]
@@ -89,26 +87,24 @@ def check_state(state: Mapping[str, Any], model: Backbone, options: StreamOption
         )
 
 
-def camera_numbers(intrinsics: Intrinsics | None) -> tuple[float, ...] | None:
-    """Known intrinsics as four or six numbers: fx, fy, cx, cy, and the width and height of the pictures in whose pixels
-    they are, if these are stated; UsageError or InputError if they are none."""
+def known_camera(intrinsics: Intrinsics | None) -> dict[str, Any]:
+    """Known intrinsics as settings of a stream: four or six numbers (fx, fy, cx, cy, and the width and height of the
+    pictures in whose pixels they are, if these are stated), and the lens, if its distortion is stated; UsageError or
+    InputError if they are none."""
     if intrinsics is None:
-        return None
-    from lean3r.geometry.lens import LENSES
+        return {}
     from lean3r.inputs.cameras import read_intrinsics
 
     CameraOptions(intrinsics=intrinsics)  # checks its type
     camera = read_intrinsics(intrinsics)
     if camera.intrinsics is None:
         raise UsageError("the intrinsics state no focal length; give fx, fy, cx, cy.")
-    if camera.lens is not None and any(camera.lens.params[LENSES[camera.lens.model][0] + 2 :]):
-        logger.warning("the distortion in %s is not taken: a stream estimates its own.", intrinsics)
     size = () if camera.width is None or camera.height is None else (float(camera.width), float(camera.height))
-    return *map(float, camera.intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]]), *size
+    return {"intrinsics": (*map(float, camera.intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]]), *size), "lens": camera.lens}
 
 
-def given_camera(numbers: tuple[float, ...]) -> CameraOptions:
-    """The cameras of frames by `camera_numbers`."""
+def given_camera(numbers: tuple[float, ...], lens: Lens | None) -> CameraOptions:
+    """The cameras of frames by `known_camera`."""
     import numpy as np
 
     from lean3r.inputs.given import GivenCamera, GivenCameras
@@ -116,4 +112,4 @@ def given_camera(numbers: tuple[float, ...]) -> CameraOptions:
     (fx, fy, cx, cy), size = numbers[:4], [round(side) for side in numbers[4:]]
     width, height = size or (None, None)
     matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    return CameraOptions(cameras=GivenCameras(shared=GivenCamera("all frames", width, height, matrix)))
+    return CameraOptions(cameras=GivenCameras(shared=GivenCamera("all frames", width, height, matrix, lens=lens)))

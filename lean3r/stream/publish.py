@@ -23,6 +23,7 @@ from lean3r.export.cameras import json_bytes
 from lean3r.export.manifest import CONVENTIONS, LAYOUT_VERSION, toml
 from lean3r.export.ply import ply_bytes
 from lean3r.export.trajectory import HEAD, KITTI, TIMES, TUM, lines
+from lean3r.geometry.lens import LENSES, colmap_camera
 from lean3r.geometry.up import estimate_up
 from lean3r.scratch import atomic_file, temporary_folder
 from lean3r.stream import sim3
@@ -37,9 +38,11 @@ from lean3r.stream.store import (
     WINDOWS,
     Store,
     flags_of,
+    lens_of,
     matrix_of,
     pose_of,
 )
+from lean3r.types import Lens
 
 CAMERAS, POINTS, PREDICTIONS, CONFIG = (
     "cameras.json",
@@ -122,6 +125,7 @@ class Publisher:
                 name, state = _name(record), self._registration(record)
                 view = {"name": name, "width": int(record["size"][0]), "height": int(record["size"][1])}
                 views.append({**view, "registration": state})
+                lens = lens_of(record)
                 view |= {
                     "K": matrix_of(record["intrinsics"]).tolist(),
                     "cam_from_world": pose.tolist(),
@@ -129,6 +133,7 @@ class Publisher:
                     "registration": state,
                     "uncertain": state == "uncertain",
                     "timestamp_s": float(record["timestamp_s"]),
+                    **({} if lens is None else {"lens": {"model": lens.model, "params": lens.params}}),
                 }
                 file.write(("," if number else "") + "\n  " + json.dumps(view))
             file.write("\n ]\n}\n")
@@ -140,13 +145,11 @@ class Publisher:
         for record, pose in self._keyframes():
             if self._registration(record) == "uncertain":
                 continue
-            key = (*map(int, record["size"]), *(round(float(value), 3) for value in record["intrinsics"]))
+            lens, (width, height) = _rounded(_lens(record)), map(int, record["size"])
+            key = lens, width, height
             if key not in cameras:
                 cameras[key] = len(cameras) + 1
-                camera = pycolmap.Camera(
-                    camera_id=cameras[key], model="PINHOLE", width=key[0], height=key[1], params=np.array(key[2:])
-                )
-                model.add_camera_with_trivial_rig(camera)
+                model.add_camera_with_trivial_rig(colmap_camera(lens, width, height, cameras[key]))
             image = pycolmap.Image(name=_name(record), camera_id=cameras[key], image_id=int(record["index"]) + 1)
             model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose[:3]))
         folder = self.store.folder / "sparse" / "0"
@@ -201,6 +204,10 @@ class Publisher:
             _array(archive, "world_from_cam", (count, 4, 4), np.dtype("<f8"), inverse)
             _array(archive, "image_size", (count, 2), np.dtype("<i4"), each(lambda r, _: r["size"]))
             _array(archive, "original_from_network", (count, 4), np.dtype("<f8"), each(lambda r, _: mapped(r)))
+            if any(lens_of(record) is not None for record, _ in self._keyframes()):
+                models = each(lambda r, _: np.array(_lens(r).model, "<U15"))
+                _array(archive, "lens_model", (count,), np.dtype("<U15"), models)
+                _array(archive, "lens_params", (count, 12), np.dtype("<f8"), each(lambda r, _: _padded(_lens(r))))
             states = each(lambda r, _: np.array(self._registration(r), "<U9"))
             _array(archive, "registration", (count,), np.dtype("<U9"), states)
             _array(archive, "scale", (), np.dtype("<U8"), iter([np.array("relative")]))
@@ -238,7 +245,6 @@ def warnings_of(windows: Iterable[Mapping[str, Any]], frames: int, uncertain: in
             ("windows", True),
             ("not-refined", window.get("refinement") == "kept" and "reason" in window),
             ("zoom", window.get("zooms", False)),
-            ("distorted", window.get("is_distorted", False)),
             ("not-joined", window.get("join", {}).get("bad")),
         )
         if is_so
@@ -248,8 +254,6 @@ def warnings_of(windows: Iterable[Mapping[str, Any]], frames: int, uncertain: in
         "uncertain-views": f"{uncertain} of {frames} frames are uncertain: their cameras may be far off",
         "not-refined": f"{count['not-refined']} {of} are not refined: their cameras are the network's, and uncertain",
         "zoom": f"the lens zooms in {count['zoom']} {of}: frames there have focal lengths of their own",
-        "distorted": f"the lens bends straight lines in {count['distorted']} {of}: cameras and cloud have its pinhole "
-        "part alone, and are wrong towards the corners; undistort the video first",
         "not-joined": f"{count['not-joined']} {of} do not fit those before: what is in them may be elsewhere",
     }
     count["uncertain-views"] = uncertain
@@ -286,6 +290,22 @@ def _array(
         np.lib.format.write_array_header_1_0(file, header)
         for value in values:
             file.write(np.ascontiguousarray(value, dtype).tobytes())
+
+
+def _lens(record: np.void) -> Lens:
+    """The whole camera of a record."""
+    return lens_of(record) or Lens("PINHOLE", tuple(map(float, record["intrinsics"])))
+
+
+def _rounded(lens: Lens) -> Lens:
+    """To the digits that frames between keyframes of one camera share."""
+    at = LENSES[lens.model][0] + 2
+    return Lens(lens.model, tuple(round(value, 3 if i < at else 9) for i, value in enumerate(lens.params)))
+
+
+def _padded(lens: Lens) -> np.ndarray:
+    """Parameters [12], NaN behind the last one."""
+    return np.array([*lens.params, *[np.nan] * (12 - len(lens.params))])
 
 
 def _name(record: np.void) -> str:

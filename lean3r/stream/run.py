@@ -29,7 +29,7 @@ from lean3r.stream.cloud import Cloud
 from lean3r.stream.engine import Engine, Estimate, Frame, LooksAhead, Settings, revised
 from lean3r.stream.frames import Early, Live, Mark, Source, paths_of
 from lean3r.stream.latency import Times
-from lean3r.stream.options import StreamOptions, camera_numbers, check_engine, check_state, made_by
+from lean3r.stream.options import StreamOptions, check_engine, check_state, known_camera, made_by
 from lean3r.stream.store import Store, room
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def stream(
         step=options.keyframe_step,
         resolution=resolution or model.resolution,
         seed=seed,
-        intrinsics=camera_numbers(intrinsics),
+        **known_camera(intrinsics),
         refine=RefineOptions.of(refine),
         landmarks=Settings.landmarks if options.loops == "on" else 0,
         dense=StereoOptions.of(dense),
@@ -363,6 +363,7 @@ class Stream:
             "resolution": settings.resolution,
             "seed": settings.seed,
             "intrinsics": settings.intrinsics,
+            "lens": None if settings.lens is None else [settings.lens.model, *settings.lens.params],
             **as_record(settings.refine, settings.dense, settings.points),
         }
         return Publisher(store, info, config)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from lean3r.errors import LeanError
-from lean3r.geometry.lens import colmap_camera, pinhole_part
 from lean3r.inputs.past import Past
 from lean3r.models.base import Backbone
 from lean3r.pipeline.reconstruct import reconstruct
@@ -30,14 +29,14 @@ from lean3r.stream.engine import Settings
 from lean3r.stream.options import given_camera
 from lean3r.stream.pictures import Keyframe, Recent
 from lean3r.stream.result import LEAST_SURE, Result, results_of
-from lean3r.types import Reconstruction, Source
+from lean3r.types import Lens, Reconstruction, Source
 
 logger = logging.getLogger("lean3r")
 
 CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
-DISTORTED = 0.01  # of the longer side: how far lines bend at a corner, from which the loss of that is told
 ISLAND = 5  # keyframes in a row that are trusted although those around them are not
 Pose = Sequence[Sequence[float]]  # [4, 4]
+Camera = tuple[tuple[float, ...], Lens | None]
 NO_CLOUD = {"conf_percentile": 99.99, "max_points": 100}  # the stream has a cloud of its own
 
 
@@ -49,12 +48,13 @@ class Meeting(NamedTuple):
 
 
 class Solver:
-    """Runs `lean3r.reconstruct` with a stream's settings. `intrinsics` (fx, fy, cx, cy) of frames of each size (width,
-    height) are those of the first window whose cameras are trusted, unless they are known."""
+    """Runs `lean3r.reconstruct` with a stream's settings. `cameras` of frames of each size (width, height) are
+    those of the first window whose cameras are trusted, unless they are known: fx, fy, cx, cy, and the lens if it bends
+    lines."""
 
     def __init__(self, model: Backbone, settings: Settings) -> None:
         self.model, self.settings = model, settings
-        self.intrinsics: dict[tuple[int, int], tuple[float, ...]] = {}
+        self.cameras: dict[tuple[int, int], Camera] = {}
         self._scratch, self._ahead = ExitStack(), Ahead()
         self._scratch.callback(self._ahead.end)
         weakref.finalize(self, self._scratch.close)
@@ -91,7 +91,7 @@ class Solver:
                 found.append(self._run(pictures))
             (scene, is_calibrated), *others = sorted(found, key=lambda run: trusted(run[0], joined), reverse=True)
             if is_calibrated and self.settings.intrinsics is None and zooms(scene):
-                self.intrinsics.clear()  # those of the windows before are not true any more
+                self.cameras.clear()  # those of the windows before are not true any more
                 (scene, is_calibrated), others = self._run(self._pictures(keyframes, joined=joined)), []
             results = results_of(scene, keyframes)
             if others and not all(result.is_registered for result in results):
@@ -114,8 +114,7 @@ class Solver:
             and not zooms(scene)
             and len({keyframe.size for keyframe in keyframes}) == 1
         ):
-            matrix = np.median([result.original_intrinsics for result in results if result.is_certain], axis=0)
-            self.intrinsics[keyframes[0].size] = tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]]))
+            self.cameras[keyframes[0].size] = common_camera([result for result in results if result.is_certain])
         return results, {
             "first": keyframes[0].index,
             "last": keyframes[-1].index,
@@ -124,7 +123,6 @@ class Solver:
             "refinement": report["status"],
             **{key: report[key] for key in ("reason", "zooms") if key in report},
             **({"past": past_in(results, **report["past"])} if "past" in report else {}),
-            "is_distorted": distortion(scene) > DISTORTED,
             "focal_px": round(float(np.median([r.original_intrinsics[0, 0] for r in results])), 3),
         }
 
@@ -140,11 +138,13 @@ class Solver:
 
     def knows_intrinsics(self, keyframes: Sequence[Keyframe]) -> bool:
         """Whether those of the keyframes are known, and the same."""
-        return len({keyframe.size for keyframe in keyframes}) == 1 and self._intrinsics(keyframes) is not None
+        return len({keyframe.size for keyframe in keyframes}) == 1 and self._camera(keyframes) is not None
 
-    def _intrinsics(self, keyframes: Sequence[Keyframe]) -> tuple[float, ...] | None:
+    def _camera(self, keyframes: Sequence[Keyframe]) -> Camera | None:
+        if self.settings.intrinsics is not None:
+            return self.settings.intrinsics, self.settings.lens
         sizes = {keyframe.size for keyframe in keyframes}
-        return self.settings.intrinsics or (self.intrinsics.get(next(iter(sizes))) if len(sizes) == 1 else None)
+        return self.cameras.get(next(iter(sizes))) if len(sizes) == 1 else None
 
     def together(self, old: Sequence[Keyframe], new: Sequence[Keyframe]) -> Meeting | None:
         """Old and new keyframes in one world; None unless matches confirm it, where they are refined."""
@@ -169,13 +169,13 @@ class Solver:
 
     def _run(self, pictures: Recent) -> tuple[Reconstruction, bool]:
         """The reconstruction of keyframes, and whether their intrinsics were known before."""
-        settings, intrinsics = self.settings, self._intrinsics(pictures.keyframes)
+        settings, camera = self.settings, self._camera(pictures.keyframes)
         give_memory_back()  # that of the cloud and of a checkpoint would stay beneath that of the window
         with _quiet():  # each window would repeat its warnings: flags and reports say what is uncertain
             scene = reconstruct(
                 self.model,
                 pictures,
-                cameras=None if intrinsics is None else given_camera(intrinsics),
+                cameras=None if camera is None else given_camera(*camera),
                 resolution=settings.resolution,
                 seed=settings.seed,
                 refine=settings.refine,
@@ -185,7 +185,15 @@ class Solver:
         give_memory_back()
         if scene.info.get("refinement", {}).get("reason") == "interrupted":
             raise KeyboardInterrupt
-        return scene, intrinsics is not None
+        return scene, camera is not None
+
+
+def common_camera(results: Sequence[Result]) -> Camera:
+    """The camera of a window that its results share, or that in their middle."""
+    matrices = np.stack([result.original_intrinsics for result in results])
+    matrix = np.median(matrices, axis=0)
+    lens = results[int(np.abs(matrices - matrix).sum((1, 2)).argmin())].lens
+    return tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]])), lens
 
 
 def ties(scene: Reconstruction, first: int) -> float:
@@ -232,17 +240,6 @@ def complete(results: Sequence[Result], others: Sequence[Result]) -> None:
 def zooms(scene: Reconstruction) -> bool:
     """Whether refinement found that the focal length changes from frame to frame, or is not the one that was given."""
     return scene.info.get("refinement", {}).get("zooms", False)
-
-
-def distortion(scene: Reconstruction) -> float:
-    """How far a corner of the picture is from where the pinhole part of the lens, all that a stream keeps of it, has
-    it: as a share of the longer side. Infinite where the lens shows no corner."""
-    if not scene.lenses:
-        return 0.0
-    lens, (width, height) = scene.lenses[0], (scene.sources[0].width, scene.sources[0].height)
-    slopes = np.asarray(colmap_camera(lens, width, height).cam_from_img(np.zeros((1, 2))), np.float64)
-    away = float(np.linalg.norm((pinhole_part(lens) @ [*slopes.reshape(-1), 1.0])[:2])) / max(width, height)
-    return away if np.isfinite(away) else np.inf
 
 
 def doubt_islands(results: Sequence[Result]) -> None:

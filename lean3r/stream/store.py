@@ -24,12 +24,14 @@ import numpy as np
 
 from lean3r.errors import InputError, UsageError
 from lean3r.export.atomic import check_inputs, check_target, result_files
+from lean3r.geometry.lens import LENSES
 from lean3r.json_text import parse_json
 from lean3r.scratch import DISK_FULL, LOCK, atomic_file, hold, release
 from lean3r.stream import sim3
 from lean3r.stream.engine import FLAGS, Estimate
+from lean3r.types import Lens
 
-FORMAT = 7  # of a store and its checkpoints: those of another are refused
+FORMAT = 8  # of a store and its checkpoints: those of another are refused
 STREAM, FRAMES, KEYFRAMES, WINDOWS, CHECKPOINT = (
     "stream.json",
     "frames.bin",
@@ -46,6 +48,8 @@ RECORD = np.dtype(
         ("in_window", "<f8", (3, 4)),
         ("intrinsics", "<f8", 4),
         ("size", "<i4", 2),
+        ("lens", "S15"),  # empty for a pinhole
+        ("lens_params", "<f8", 12),
     ]
 )
 CHUNK = 4096  # records that are read at once
@@ -170,6 +174,9 @@ class Store:
                 record["flags"] = sum(1 << FLAGS.index(flag) for flag in each.flags)
                 record["in_window"], record["size"] = each.in_window[:3], (each.width, each.height)
                 record["intrinsics"] = k[0, 0], k[1, 1], k[0, 2], k[1, 2]
+                if each.lens is not None:
+                    record["lens"] = each.lens.model
+                    record["lens_params"][: len(each.lens.params)] = each.lens.params
                 if "keyframe" in each.flags and each.depth is not None:
                     self._add_keyframe(each)
             self._files[0].write(records.tobytes())
@@ -258,6 +265,15 @@ def matrix_of(values: np.ndarray) -> np.ndarray:
     """Intrinsics [3, 3] of a record."""
     fx, fy, cx, cy = values
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+
+
+def lens_of(record: np.void) -> Lens | None:
+    """The lens of a record, None for a pinhole."""
+    model = record["lens"].decode()
+    if not model:
+        return None
+    focals, more = LENSES[model]
+    return Lens(model, tuple(map(float, record["lens_params"][: focals + 2 + more])))
 
 
 def pose_of(record: np.ndarray) -> np.ndarray:

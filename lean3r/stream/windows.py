@@ -20,7 +20,7 @@ from lean3r.inputs.past import Past
 from lean3r.models.base import Backbone
 from lean3r.stream import sim3
 from lean3r.stream.bend import Bend
-from lean3r.stream.between import beside, beyond, bridge, interpolated, jumps, lens_between, skips
+from lean3r.stream.between import beside, beyond, bridge, camera_between, interpolated, jumps, skips
 from lean3r.stream.budget import fit_stream
 from lean3r.stream.engine import Estimate, Frame, Settings, place
 from lean3r.stream.film import MOST_AT_END, Film
@@ -30,6 +30,7 @@ from lean3r.stream.loops import PREDICTED, Loops
 from lean3r.stream.pictures import Keyframe, has_content
 from lean3r.stream.result import Result, join_results
 from lean3r.stream.solver import Solver
+from lean3r.types import Lens
 
 logger = logging.getLogger("lean3r")
 
@@ -198,7 +199,7 @@ class WindowEngine:
         while self._pending and self._pending[0].index <= last:
             frame = self._pending.popleft()
             flags = {"lost", "uncertain"} | (set() if frame.has_content else {"no-content"})
-            known.append(self._estimate(frame, np.eye(4), np.full((3, 3), np.nan), frozenset(flags)))
+            known.append(self._estimate(frame, np.eye(4), (np.full((3, 3), np.nan), None), frozenset(flags)))
         return known
 
     def _reconstruct(
@@ -323,7 +324,7 @@ class WindowEngine:
                 flags, pose = flags | {"lost"}, bridge(result, results)
         scale = sim3.parts(self._placements[-1])[0]
         return replace(
-            self._estimate(frame, pose, result.original_intrinsics, flags),
+            self._estimate(frame, pose, result.camera, flags),
             image=result.image,
             depth=result.depth * np.float32(scale),
             conf=result.conf,
@@ -348,7 +349,7 @@ class WindowEngine:
                 is_near = moved <= (STILL if after == 0 else 1) * self.settings.step
                 flags |= set() if is_near and nearest.is_certain else {"uncertain"}
                 pose = nearest.pose if is_still or after == 0 else beyond(usable, moved)
-                return self._estimate(frame, pose, nearest.original_intrinsics, frozenset(flags))
+                return self._estimate(frame, pose, nearest.camera, frozenset(flags))
         first, second = usable[after - 1], usable[after]
         if abs(frame.travelled - first.travelled) < STILL * self.settings.step and frame.has_content:
             flags |= {"still"}
@@ -356,13 +357,16 @@ class WindowEngine:
         if not is_firm:
             flags |= {"uncertain"}
         pose = interpolated(usable, frame.moving_s)
-        return self._estimate(frame, pose, lens_between(first, second, frame.index), frozenset(flags))
+        return self._estimate(frame, pose, camera_between(first, second, frame.index), frozenset(flags))
 
-    def _estimate(self, frame: Seen, pose: np.ndarray, intrinsics: np.ndarray, flags: frozenset[str]) -> Estimate:
+    def _estimate(
+        self, frame: Seen, pose: np.ndarray, camera: tuple[np.ndarray, Lens | None], flags: frozenset[str]
+    ) -> Estimate:
         if "apart" in flags:
             is_doubted = flags & {"uncertain", "no-content"}  # for a reason of its own, which stays
             flags = (flags - {"apart"} if is_doubted else flags) | {"uncertain"}
-        placed = place(frame.index, frame.timestamp_s, frame.size, pose, intrinsics, flags, self._placements)
+        (matrix, lens), at = camera, (frame.index, frame.timestamp_s, frame.size, pose)
+        placed = place(*at, matrix, flags, self._placements, lens)
         return replace(placed, version=self.version)
 
     def locate(self, frame: Frame) -> Estimate | None:
@@ -371,10 +375,10 @@ class WindowEngine:
         found = self._loops.locate(keyframe, self._solver) if has_content(keyframe) else None
         if found is None:
             return None
-        window, pose, intrinsics = found
+        window, pose, (intrinsics, lens) = found
         at = frame.index, frame.timestamp_s, keyframe.size, pose, intrinsics
         flags = frozenset({"apart", "lost", "uncertain"} if window in self._apart else ())
-        placed = place(*at, flags, self._placements[: window + 1])
+        placed = place(*at, flags, self._placements[: window + 1], lens)
         bend = self.bends.get(window)  # what is remembered has followed it; `revised` would bend the camera once more
         return replace(placed, version=self.version, in_window=pose if bend is None else bend.back(frame.index, pose))
 
@@ -406,7 +410,10 @@ class WindowEngine:
             "spare": [result.state() for result in self._spare],
             "waiting": [each.state() for each in self._waiting],
             "placements": self.placements,
-            "intrinsics": [[list(size), list(values)] for size, values in self._solver.intrinsics.items()],
+            "cameras": [
+                [list(size), list(numbers), None if lens is None else [lens.model, list(lens.params)]]
+                for size, (numbers, lens) in self._solver.cameras.items()
+            ],
             "standing": sorted(self._standing),
             "has_anchor": self._has_anchor,
             "goes_back": self._goes_back,
@@ -428,7 +435,10 @@ class WindowEngine:
         self._spare = [Result.restored(each) for each in state["spare"]]
         self._waiting = [Keyframe.restored(each) for each in state["waiting"]]
         self._placements = list(state["placements"])
-        self._solver.intrinsics = {(w, h): tuple(values) for (w, h), values in state["intrinsics"]}
+        self._solver.cameras = {
+            (w, h): (tuple(numbers), lens and Lens(lens[0], tuple(lens[1])))
+            for (w, h), numbers, lens in state["cameras"]
+        }
         self._standing, self._has_anchor = frozenset(state["standing"]), state["has_anchor"]
         self._goes_back = state["goes_back"]
         self._loops.restore(state["loops"])

@@ -19,7 +19,8 @@ def window_pair(seed: int, frames: int = 8, outliers: float = 0.2, bad: int = 1)
     rng = np.random.default_rng(seed)
     truth = sim3.exp(np.concatenate([rng.normal(0, 0.6, 3), rng.normal(0, 2, 3), [rng.uniform(-0.7, 0.7)]]))
     scale = sim3.parts(truth)[0]
-    intrinsics = np.array([[100.0, 0, 48], [0, 100.0, 32], [0, 0, 1]])
+    y, x = (np.indices((64, 96)) + 0.5 - [[[32]], [[48]]]) / 100
+    slopes = np.stack([x, y], axis=-1)
     shared = []
     for number in range(frames):
         pose = sim3.exp(np.concatenate([rng.normal(0, 0.2, 3), rng.normal(0, 0.4, 3), [0.0]]))
@@ -34,7 +35,7 @@ def window_pair(seed: int, frames: int = 8, outliers: float = 0.2, bad: int = 1)
         # The first window's world is the second's, moved by the truth.
         first = sim3.move_poses(truth, pose)
         conf = (np.ones_like(near), np.ones_like(near))
-        shared.append(Shared((first, second), (scale * depths[0], depths[1]), conf, intrinsics))
+        shared.append(Shared((first, second), (scale * depths[0], depths[1]), conf, slopes))
     return shared, truth
 
 
@@ -117,7 +118,7 @@ def test_windows_are_joined_by_cameras_that_both_trust(sure: int, is_good: bool)
                 pose=each.poses[which],
                 depth=each.depths[which],
                 conf=each.confs[which],
-                intrinsics=each.intrinsics,
+                slopes=each.slopes,
                 is_certain=number < sure or which == number % 2,
                 is_adjusted=False,
             )
@@ -133,7 +134,7 @@ def test_windows_are_joined_by_cameras_that_both_trust(sure: int, is_good: bool)
 
 def test_without_depth_in_common_there_is_no_join() -> None:
     shared, _ = window_pair(0, 2, bad=0)
-    empty = [Shared(each.poses, (each.depths[0], 0 * each.depths[1]), each.confs, each.intrinsics) for each in shared]
+    empty = [Shared(each.poses, (each.depths[0], 0 * each.depths[1]), each.confs, each.slopes) for each in shared]
     assert join(empty) is None
 
 

@@ -143,7 +143,7 @@ def test_what_is_located_in_a_window_that_bends_is_not_bent_again(monkeypatch: p
     list(found)
     engine: Any = found.engine
     (window, pose), image = (next(iter(engine.bends)), poses(2)[1]), np.asarray(next(walk(1))[1])
-    monkeypatch.setattr(engine._loops, "locate", lambda *of: (window, pose, np.eye(3)))
+    monkeypatch.setattr(engine._loops, "locate", lambda *of: (window, pose, (np.eye(3), None)))
     located = found.locate(image)
     assert located is not None
     engine.version += 1  # as by a loop that moves nothing

@@ -14,9 +14,7 @@ import lean3r
 from lean3r.stream import solver
 from lean3r.stream.frames import Source as Frames
 from lean3r.stream.pictures import Keyframe, Recent
-from lean3r.stream.publish import warnings_of
 from lean3r.stream.solver import Solver, doubt_islands
-from lean3r.types import Lens, Source
 from stream.walk import Knows, walk
 
 
@@ -44,7 +42,7 @@ def test_a_window_whose_refinement_failed_is_doubted_and_says_why(
 ) -> None:
     """If it was not asked for, nothing was tried, and nothing failed."""
     keyframes: Any = [SimpleNamespace(index=i, size=(4, 3)) for i in range(3)]
-    results = [SimpleNamespace(is_certain=True, original_intrinsics=np.eye(3)) for _ in keyframes]
+    results = [SimpleNamespace(is_certain=True, original_intrinsics=np.eye(3), lens=None) for _ in keyframes]
     monkeypatch.setattr(Solver, "_pictures", lambda self, keyframes, joined: SimpleNamespace())
     monkeypatch.setattr(Solver, "_run", lambda self, pictures: (SimpleNamespace(info=info, lenses=()), False))
     monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: results)
@@ -63,29 +61,13 @@ def test_the_network_sees_the_keyframes_of_a_window_once(monkeypatch: pytest.Mon
     assert np.array_equal(first.cam_from_world, again.cam_from_world)
 
 
-@pytest.mark.parametrize(("bend", "is_told"), [(-0.18, True), (0.1, True), (-0.01, False), (None, False)])
-def test_a_lens_that_bends_lines_is_told(bend: float | None, is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream keeps its pinhole part alone."""
-    lens = Lens("SIMPLE_RADIAL", (500.0, 270.0, 180.0, bend or 0.0))
-    source = Source("a.png", 540, 360, (2, 2, 0, 0))
-    keyframes: Any = [SimpleNamespace(index=0, size=(540, 360))]
-    scene = SimpleNamespace(info={}, lenses=() if bend is None else (lens,), sources=(source,))
-    results = [SimpleNamespace(is_certain=True, original_intrinsics=np.eye(3))]
-    monkeypatch.setattr(Solver, "_pictures", lambda self, keyframes, joined: SimpleNamespace())
-    monkeypatch.setattr(Solver, "_run", lambda self, pictures: (scene, False))
-    monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: results)
-    found = Solver(None, None).window(keyframes)  # type: ignore[arg-type]
-    assert found is not None
-    assert [w["code"] for w in warnings_of([json.loads(json.dumps(found[1]))], 1, 0)] == ["distorted"] * is_told
-
-
 def test_intrinsics_of_the_windows_before_are_given_up_when_the_lens_zooms(monkeypatch: pytest.MonkeyPatch) -> None:
     keyframes: Any = [SimpleNamespace(index=i, size=(4, 3)) for i in range(3)]
-    results = [SimpleNamespace(is_certain=True, original_intrinsics=np.eye(3)) for _ in keyframes]
+    results = [SimpleNamespace(is_certain=True, original_intrinsics=np.eye(3), lens=None) for _ in keyframes]
     given: list[bool] = []
 
     def run(self: Solver, pictures: object) -> tuple[object, bool]:
-        given.append((4, 3) in self.intrinsics)
+        given.append((4, 3) in self.cameras)
         report = {"status": "fallback", "trusted": 3} | ({"zooms": True} if zooming else {})
         return SimpleNamespace(info={"refinement": report}, lenses=()), given[-1]
 
@@ -97,7 +79,7 @@ def test_intrinsics_of_the_windows_before_are_given_up_when_the_lens_zooms(monke
     found.window(keyframes)
     zooming = True
     told = found.window(keyframes)
-    assert given == [False, True, False] and not found.intrinsics
+    assert given == [False, True, False] and not found.cameras
     assert told is not None and told[1]["zooms"]
 
 
