@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from lean3r.errors import LeanError
+from lean3r.geometry.lens import colmap_camera, pinhole_part
 from lean3r.inputs.past import Past
 from lean3r.models.base import Backbone
 from lean3r.pipeline.reconstruct import reconstruct
@@ -34,6 +35,7 @@ from lean3r.types import Lens, Reconstruction, Source
 logger = logging.getLogger("lean3r")
 
 CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
+CLEARLY = 0.01  # of the longer side: how far lines bend at a corner of a lens that serves the next windows, too
 ISLAND = 5  # keyframes in a row that are trusted although those around them are not
 Pose = Sequence[Sequence[float]]  # [4, 4]
 Camera = tuple[tuple[float, ...], Lens | None]
@@ -189,11 +191,21 @@ class Solver:
 
 
 def common_camera(results: Sequence[Result]) -> Camera:
-    """The camera of a window that its results share, or that in their middle."""
+    """The camera of a window that its results share, or that in their middle; the lens only if it clearly bends lines.
+    How a nearly straight one does, a window alone hardly tells: the next ones find it anew."""
     matrices = np.stack([result.original_intrinsics for result in results])
     matrix = np.median(matrices, axis=0)
-    lens = results[int(np.abs(matrices - matrix).sum((1, 2)).argmin())].lens
+    middle = results[int(np.abs(matrices - matrix).sum((1, 2)).argmin())]
+    lens = None if middle.lens is None or bend(middle.lens, *middle.keyframe.size) < CLEARLY else middle.lens
     return tuple(map(float, matrix[[0, 1, 0, 1], [0, 1, 2, 2]])), lens
+
+
+def bend(lens: Lens, width: int, height: int) -> float:
+    """How far a corner of the picture is from where the pinhole part of the lens has it, as a share of the longer side.
+    Infinite where the lens shows no corner."""
+    slopes = np.asarray(colmap_camera(lens, width, height).cam_from_img(np.zeros((1, 2))), np.float64)
+    away = float(np.linalg.norm((pinhole_part(lens) @ [*slopes.reshape(-1), 1.0])[:2])) / max(width, height)
+    return away if np.isfinite(away) else np.inf
 
 
 def ties(scene: Reconstruction, first: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from lean3r.stream.loops import Landmark, _thin
 from lean3r.stream.options import given_camera, known_camera
 from lean3r.stream.pictures import Keyframe, Recent
 from lean3r.stream.result import Result
-from lean3r.stream.solver import Solver
+from lean3r.stream.solver import Solver, common_camera
 from lean3r.types import Lens, Source
 from stream.walk import Knows, walk
 
@@ -77,6 +78,15 @@ def test_points_lie_on_the_rays_of_the_lens() -> None:
     assert np.abs(cloud.xyz[:, 0]).max() == pytest.approx(np.abs(bent[..., 0]).max(), rel=1e-5)
     restored = Landmark.restored(Landmark.of(0, 0, replace(result, lens=BENT), np.zeros(3)).state())
     assert restored.lens == BENT and np.array_equal(_thin(restored)[0], bent[::2, ::2])
+
+
+@pytest.mark.parametrize(("strength", "is_held"), [(-0.18, True), (0.1, True), (-0.01, False)])
+def test_a_lens_that_hardly_bends_lines_is_found_anew(strength: float, is_held: bool) -> None:
+    lens = Lens("SIMPLE_RADIAL", (500.0, 270.0, 180.0, strength))
+    results: Any = [
+        SimpleNamespace(original_intrinsics=np.eye(3), lens=lens, keyframe=SimpleNamespace(size=(540, 360)))
+    ]
+    assert common_camera(results)[1] == (lens if is_held else None)
 
 
 def test_a_stated_distortion_is_held(tmp_path: Path) -> None:
