@@ -125,7 +125,8 @@ class Cut:
             return places.unflatten(2, (-1, self.size)).mean(3)
         holds = self.mask[:, None, :, None]
         count = self.mask.unflatten(1, (-1, self.size)).sum(-1).clamp_min(1)[:, None, :, None]
-        return places.masked_fill(~holds, 0).unflatten(2, (-1, self.size)).sum(3) / count.to(places.dtype)
+        kind = places.dtype  # named, or autocast on a GPU would make it float32
+        return places.masked_fill(~holds, 0).unflatten(2, (-1, self.size)).sum(3, dtype=kind) / count.to(kind)
 
     def pooled_positions(self, p: Projected) -> Tensor | None:
         """Mean row and column of each window, truncated to integers; None without rotation."""

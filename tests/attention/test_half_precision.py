@@ -5,13 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+from lean3r.attention import coarse_fine, regions
 from lean3r.attention.base import Projected
+from lean3r.attention.coarse_fine import Gsa
 from lean3r.attention.frame_subset import choose_views
 from lean3r.attention.kv_prune import KeyValuePrune
 from lean3r.attention.matches import best_matches
 from lean3r.attention.merging import MergePlan, best_match, merge
 from lean3r.attention.sla import top_tokens
+from lean3r.layers.attention import SelfAttention
+from lean3r.ops.block_select import block_select
 from lean3r.testing import assert_rms
 from lean3r.types import TokenLayout
 
@@ -103,3 +108,35 @@ def test_large_scores_beside_the_mean_of_dropped_keys_are_not_rounded() -> None:
     assert_rms(attend(q, k, v).float(), exact, 0.01)
     with torch.autocast("cpu", torch.bfloat16):
         assert_rms(attend(q, k, v).float(), exact, 0.01)
+
+
+class SumsInFloat32(TorchFunctionMode):
+    """What autocast does on a GPU, and not on a CPU: a sum of half precision is float32 unless its type is named."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        named = kwargs or {}
+        if function is Tensor.sum and args[0].dtype in (torch.float16, torch.bfloat16):
+            named = {"dtype": torch.float32} | named
+        return function(*args, **named)
+
+
+@HALF
+def test_windows_cut_at_the_edge_are_chosen_in_the_type_of_the_tokens(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+
+    def spy(*args, **named):
+        seen.extend(x.dtype for x in args[:3])
+        return block_select(*args, **named)
+
+    monkeypatch.setattr(regions, "block_select", spy)
+    monkeypatch.setattr(coarse_fine, "block_select", spy)
+    layout = TokenLayout(2, 1, 6, 10)  # neither windows of 4 nor regions of 2 fit
+    torch.manual_seed(0)
+    layer = SelfAttention(64, 2).to(dtype)
+    for how in (None, 2):
+        layer.mechanism = Gsa(64, 2, top_k=2, regions=how).to(dtype)
+        with torch.no_grad(), SumsInFloat32():
+            layer(draw(1, 2 * layout.tokens, 64).to(dtype), layout)
+    assert seen == [dtype] * 6
