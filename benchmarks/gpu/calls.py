@@ -28,6 +28,7 @@ from lean3r.ops.norm_rotate.kernel import norm_rotate
 from lean3r.ops.rank_listed.kernel import rank_by_group
 from lean3r.ops.residual.kernel import add_scaled, norm_to
 from lean3r.ops.rope2d.kernel import Rope2d
+from lean3r.ops.span_attention.kernel import span_attention
 
 HEADS = 2
 
@@ -161,20 +162,29 @@ def _rope2d(kind: torch.dtype) -> Iterator[Call]:
 
 
 def _norm_rotate(kind: torch.dtype) -> Iterator[Call]:
+    tokens = 5 + 864
     rows = product((64, 16, 40, 128), (True, False), (True, False), (0, 16))
     for dim, norm, turned, window in rows:
         shapes = "backbones" if dim == 64 and norm else "edges"
-        tokens = 5 + 864
 
-        def run(dim=dim, norm=norm, turned=turned, window=window, tokens=tokens) -> object:
+        def run(dim=dim, norm=norm, turned=turned, window=window) -> object:
             x, affine = _qkv(4 * tokens, dim, kind)[0].detach(), torch.zeros(dim, device="meta")
             table = torch.zeros(tokens, dim, dtype=kind, device="meta")
             given = (*((affine, affine) if norm else (None, None)), *((table, table) if turned else (None, None)))
-            return norm_rotate(x, *given, tokens, 5, window, 1e-5, kind, window > 0)
+            return norm_rotate(x, *given, tokens, 5, window, 1e-5, kind, window > 0, False)
 
         parts = [*(["norm"] * norm), *(["rotation"] * turned), *([f"windows of {window}"] * bool(window))]
         if parts:
             yield Call(f"{dim} {', '.join(parts)}", shapes, run)
+    for dim, norm in product((64, 16, 40, 128), (True, False)):
+
+        def in_pairs(dim=dim, norm=norm) -> object:
+            x, affine = _qkv(tokens, dim, kind)[0].detach(), torch.zeros(dim, device="meta") if norm else None
+            table = torch.zeros(tokens, dim // 2, device="meta")
+            return norm_rotate(x, affine, affine, table, table, tokens, 0, 0, 1e-5, kind, False, True)
+
+        called = f"{dim} {'norm, ' * norm}rotation of pairs"
+        yield Call(called, "backbones" if dim == 64 and norm else "edges", in_pairs)
 
 
 def _join_windows(kind: torch.dtype) -> Iterator[Call]:
@@ -218,6 +228,19 @@ def _residual(kind: torch.dtype) -> Iterator[Call]:
             yield Call(f"{'sum' if scale is None else 'scaled sum'} of {width}", shapes, run)
 
 
+def _span_attention(kind: torch.dtype) -> Iterator[Call]:
+    rows = ((64, 1003, "backbones"), (128, 1, "backbones"), (20, 70, "edges"), (128, 1003, "edges"), (64, 1, "edges"))
+    for dim, count, shapes in rows:
+        if why_too_large(dim, kind, 1, _card()):
+            continue
+
+        def run(dim=dim, count=count) -> Tensor:
+            q, (k, v) = (torch.zeros(*at, dim, dtype=kind, device="meta") for at in ((HEADS, count), (2, HEADS, 4096)))
+            return span_attention(q, k, v, torch.zeros(3, 2, dtype=torch.int32, device="meta"), dim**-0.5)
+
+        yield Call(f"{dim}, {count} queries", shapes, run)
+
+
 OPERATORS: dict[str, Callable[[torch.dtype], Iterator[Call]]] = {
     "block_select": _block_select,
     "block_sparse": _sparse(sparse_kernel.attend, gradients=True),
@@ -229,4 +252,5 @@ OPERATORS: dict[str, Callable[[torch.dtype], Iterator[Call]]] = {
     "rank_listed": _rank_listed,
     "residual": _residual,
     "rope2d": _rope2d,
+    "span_attention": _span_attention,
 }

@@ -9,7 +9,7 @@
 set -u
 
 out="" budget="" device=cuda scale=1
-parts="smoke layer fp8_linears pi3 vggt da3-large train sanitizer one_step"
+parts="smoke layer fp8_linears pi3 stream_steps vggt da3-large train sanitizer one_step"
 while [ $# -gt 0 ]; do
     case "$1" in
         --out) out=$2; shift 2 ;;
@@ -44,7 +44,8 @@ fi
 limit_of() { # seconds that a part may take
     case $1 in
         smoke) echo 90 ;; layer) echo 300 ;; fp8_linears) echo 60 ;; pi3) echo 240 ;; vggt | da3-large) echo 180 ;;
-        train) echo 520 ;; sanitizer) echo 150 ;; one_step) echo 200 ;; *) echo 0 ;;
+        train) echo 520 ;; sanitizer) echo 150 ;; one_step) echo 200 ;;
+        stream_steps) echo 120 ;; *) echo 0 ;;
     esac
 }
 

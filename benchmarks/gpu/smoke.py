@@ -40,6 +40,7 @@ from lean3r.ops.norm_rotate import norm_rotate
 from lean3r.ops.rank_listed import rank_listed
 from lean3r.ops.residual import add_scaled, norm_to
 from lean3r.ops.rope2d import rope2d
+from lean3r.ops.span_attention import span_attention
 from lean3r.testing import rms_ratio
 
 LIMIT = {torch.float16: 5e-3, torch.bfloat16: 1e-2}
@@ -79,6 +80,15 @@ def check_norm_rotate(draw: Callable[..., Tensor]) -> dict[str, float]:
     ours, theirs = (norm_rotate(*given, **sizes, implementation=how) for how in ("triton", "reference"))  # type: ignore[arg-type]
     named = zip(("output", "means"), ours, theirs, strict=True)
     return {name: rms_ratio(a.float(), b.float()) for name, a, b in named}
+
+
+def check_norm_rotate_pairs(draw: Callable[..., Tensor]) -> dict[str, float]:
+    """Norm, and rotation of neighbouring channels by a table of all tokens in float32."""
+    qkv, weight, bias, angle = draw(2, 3 * 53, 3, 4, 64), draw(64), draw(64), draw(3 * 53, 32).float()
+    given = (qkv.permute(2, 0, 3, 1, 4)[1], weight, bias, (angle.cos(), angle.sin()))
+    sizes = {"tokens": 3 * 53, "pairs": True}
+    found, wanted = (norm_rotate(*given, **sizes, implementation=how)[0] for how in ("triton", "reference"))  # type: ignore[arg-type]
+    return {"output": rms_ratio(found.float(), wanted.float())}
 
 
 def check_join_windows(draw: Callable[..., Tensor]) -> dict[str, float]:
@@ -209,6 +219,22 @@ def check_block_sparse_fp8(draw: Callable[..., Tensor]) -> dict[str, float]:
     return {"output": rms_ratio(got.float(), wanted)}
 
 
+def check_span_attention(draw: Callable[..., Tensor]) -> dict[str, float]:
+    """Runs of one buffer whose other rows are NaN, for many queries and for one."""
+    q, cache, spans = draw(2, 70, 64), draw(2, 2, 700, 64), [(3, 130), (500, 0), (401, 200), (300, 1)]
+    seen = torch.zeros(700, dtype=torch.bool, device=q.device)
+    for first, length in spans:
+        seen[first : first + length] = True
+    cache[:, :, ~seen] = torch.nan
+    listed = torch.tensor(spans, dtype=torch.int32, device=q.device)
+    found = {}
+    for name, some in (("output", q), ("one query", q[:, :1])):
+        ours = span_attention(some, *cache, listed, implementation="triton")
+        wanted = span_attention(some.float(), *cache.float(), listed, implementation="reference")
+        found[name] = rms_ratio(ours.float(), wanted)
+    return found
+
+
 CHECKS = {
     "block_sparse": check_block_sparse,
     "block_select": check_block_select,
@@ -218,10 +244,12 @@ CHECKS = {
     "block_sparse_fp8": check_block_sparse_fp8,
     "linear_attention": check_linear_attention,
     "norm_rotate": check_norm_rotate,
+    "norm_rotate_pairs": check_norm_rotate_pairs,
     "join_windows": check_join_windows,
     "rank_listed": check_rank_listed,
     "residual": check_residual,
     "rope2d": check_rope2d,
+    "span_attention": check_span_attention,
 }
 
 

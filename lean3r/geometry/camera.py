@@ -22,9 +22,10 @@ def intrinsics_from_focal(focal_px: Tensor, height: int, width: int) -> Tensor:
     """Intrinsics [..., 3, 3] from (focal_x, focal_y) [..., 2] in pixels, principal point in the middle."""
     k = torch.zeros(*focal_px.shape[:-1], 3, 3, dtype=focal_px.dtype, device=focal_px.device)
     middle = size_of(width, height, k) / 2
-    k[..., [0, 1], [0, 1]] = focal_px
+    for axis in (0, 1):  # a list of both would have to be copied to a GPU, and waited for
+        k[..., axis, axis] = focal_px[..., axis]
     k[..., :2, 2] = middle
-    k[..., 2, 2] = 1
+    k[..., 2, 2].fill_(1)
     return k
 
 
@@ -64,9 +65,10 @@ def intrinsics_from_slopes(slopes: Tensor, weight: Tensor | None = None) -> Tens
     size = size_of(width, height, slopes)
     focal = 1 / torch.maximum(step, 0.01 / size)
     k = torch.zeros(*focal.shape[:-1], 3, 3, dtype=focal.dtype, device=focal.device)
-    k[..., [0, 1], [0, 1]] = focal
+    for axis in (0, 1):
+        k[..., axis, axis] = focal[..., axis]
     k[..., :2, 2] = mean_pixel - focal * mean_slope
-    k[..., 2, 2] = 1
+    k[..., 2, 2].fill_(1)
     return k
 
 

@@ -11,7 +11,8 @@ def make_pose(rotation: Tensor, translation: Tensor) -> Tensor:
     # torch.broadcast_shapes would import sympy, which takes a second.
     lead = torch.broadcast_tensors(rotation[..., 0, 0], translation[..., 0])[0].shape
     top = torch.cat([rotation.expand(*lead, 3, 3), translation[..., None].expand(*lead, 3, 1)], -1)
-    bottom = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=top.dtype, device=top.device).expand(*lead, 1, 4)
+    bottom = top.new_zeros(*lead, 1, 4)  # numbers from the processor would be waited for by a GPU
+    bottom[..., 3].fill_(1)
     return torch.cat([top, bottom], -2)
 
 

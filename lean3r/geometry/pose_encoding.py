@@ -15,14 +15,15 @@ SIZE = 9
 
 def decode_pose(encoding: Tensor) -> Tensor:
     """Pose [..., 4, 4] of an encoding [..., 9]; the quaternion may have any non-zero length."""
-    return make_pose(matrix_from_quaternion(encoding[..., [6, 3, 4, 5]]), encoding[..., :3])
+    quaternion = torch.cat([encoding[..., 6:7], encoding[..., 3:6]], -1)
+    return make_pose(matrix_from_quaternion(quaternion), encoding[..., :3])
 
 
 def decode_intrinsics(encoding: Tensor, height: int, width: int, min_tangent: float = 0.0) -> Tensor:
     """Intrinsics [..., 3, 3] in pixels of an encoding [..., 9]; an angle of 0 gives an infinite focal length
     unless `min_tangent`, a lower bound of the tangent of half the angle, is above 0."""
     half_size = size_of(width, height, encoding) / 2
-    tangent = torch.tan(encoding[..., [8, 7]] / 2).clamp_min(min_tangent)
+    tangent = torch.tan(encoding[..., 7:].flip(-1) / 2).clamp_min(min_tangent)
     return intrinsics_from_focal(half_size / tangent, height, width)
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3r.tables import table
 from lean3r.tracing import is_traced
 
 UV_WEIGHT = 0.1
@@ -38,7 +39,14 @@ KEYS = (
 """(official prefix, our prefix) of every part of a DPT head, relative to the prefix of the head."""
 
 
-def uv_tables(rows: int, cols: int, channels: int, aspect: float | Tensor) -> tuple[Tensor, Tensor]:
+def uv_tables(
+    rows: int,
+    cols: int,
+    channels: int,
+    aspect: float | Tensor,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
     """Position term of a map, as two tables: x [channels / 2, cols] and y [channels / 2, rows].
 
     Coordinates cover a picture of diagonal 2 and the given aspect ratio (width / height); each is encoded by
@@ -47,15 +55,17 @@ def uv_tables(rows: int, cols: int, channels: int, aspect: float | Tensor) -> tu
     quarter = channels // 4
     if isinstance(aspect, Tensor):
         return _traced_tables(rows, cols, quarter, aspect)
-    diagonal = math.hypot(aspect, 1.0)
+    diagonal, where = math.hypot(aspect, 1.0), device or torch.device("cpu")
+    spans = (aspect / diagonal, cols), (1 / diagonal, rows)
+    over_x, over_y = (table(_waves, (quarter, span, count), where, dtype) for span, count in spans)
+    return over_x, over_y
+
+
+def _waves(quarter: int, span: float, count: int) -> Tensor:
     omega = 100.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-
-    def table(span: float, count: int) -> Tensor:
-        edge = span * (count - 1) / count
-        angle = omega[:, None] * torch.linspace(-edge, edge, count, dtype=torch.float64)
-        return torch.cat([angle.sin(), angle.cos()]).float()
-
-    return table(aspect / diagonal, cols), table(1 / diagonal, rows)
+    edge = span * (count - 1) / count
+    angle = omega[:, None] * torch.linspace(-edge, edge, count, dtype=torch.float64)
+    return torch.cat([angle.sin(), angle.cos()]).float()
 
 
 def _traced_tables(rows: int, cols: int, quarter: int, aspect: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,11 +73,11 @@ def _traced_tables(rows: int, cols: int, quarter: int, aspect: Tensor) -> tuple[
     diagonal = (aspect * aspect + 1).sqrt()
     omega = (100.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)).float()
 
-    def table(span: Tensor, count: int) -> Tensor:
+    def waves(span: Tensor, count: int) -> Tensor:
         angle = omega[:, None] * (span * ((2 * torch.arange(count, dtype=torch.float32) + 1) / count - 1))
         return torch.cat([angle.sin(), angle.cos()])
 
-    return table(aspect / diagonal, cols), table(1 / diagonal, rows)
+    return waves(aspect / diagonal, cols), waves(1 / diagonal, rows)
 
 
 def aspect_of(width: int, height: int) -> float | Tensor:
@@ -80,7 +90,8 @@ def aspect_of(width: int, height: int) -> float | Tensor:
 def add_uv(x: Tensor, aspect: float | Tensor) -> Tensor:
     """Add the weighted position term to x [N, C, rows, cols], in place, without allocating the term at full size."""
     channels, rows, cols = x.shape[1:]
-    over_x, over_y = (UV_WEIGHT * t.to(x) for t in uv_tables(rows, cols, channels, aspect))
+    tables = uv_tables(rows, cols, channels, aspect, x.device, x.dtype)
+    over_x, over_y = (UV_WEIGHT * t.to(x) for t in tables)
     half = channels // 2
     x[:, :half] += over_x[:, None, :]
     x[:, half:] += over_y[:, :, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar, Protocol
 
 import torch
@@ -14,8 +15,8 @@ from lean3r.layers.attention import SelfAttention
 from lean3r.layers.block import Block, add_scaled
 from lean3r.layers.frames import FrameTable
 from lean3r.layers.linear import norm_for
-from lean3r.layers.rope import rope_table, rotate
-from lean3r.layers.time_rope import TimeRope, rotate_pairs
+from lean3r.layers.rope import in_one_pass, norm_and_rotate_pairs, rope_table, rotate
+from lean3r.layers.time_rope import TimeRope
 from lean3r.layers.trunk import Trunk
 from lean3r.ops.fp8 import Rows
 from lean3r.tracing import is_traced
@@ -110,14 +111,17 @@ class CausalAttention(SelfAttention):
         if sight is None:
             return super().forward(x, layout, key_mask)
         q, k, v = self.project(x)
-        q, k = self.q_norm(q), self.k_norm(k)
         if self.rope == "time":
-            turns = sight.rope.table(layout, q.shape[-1], q.device)
-            q, k = rotate_pairs(q, *turns), rotate_pairs(k, *turns)
-        elif self.rope:
-            turns = rope_table(layout, q.shape[-1], q.device, q.dtype)
-            q, k = rotate(q, turns), rotate(k, turns)
-        out = sight.attend(q.to(v.dtype), k.to(v.dtype), v, layout, key_mask)
+            turns, one_pass = sight.rope.table(layout, q.shape[-1], q.device), in_one_pass(q, self.q_norm, self.k_norm)
+            turn = partial(norm_and_rotate_pairs, table=turns, dtype=v.dtype, one_pass=one_pass)
+            q, k = turn(q, self.q_norm), turn(k, self.k_norm)
+        else:
+            q, k = self.q_norm(q), self.k_norm(k)
+            if self.rope:
+                turns = rope_table(layout, q.shape[-1], q.device, q.dtype)
+                q, k = rotate(q, turns), rotate(k, turns)
+            q, k = q.to(v.dtype), k.to(v.dtype)
+        out = sight.attend(q, k, v, layout, key_mask)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

@@ -1,182 +1,26 @@
-"""Keys and values of past frames: one buffer for each attention layer, of which the valid rows are always one slice.
+"""What a causal network keeps of the frames of a stream, and what each new frame sees of it.
 
-    free | memory of frame m-1 ... 1, 0 | pages of the anchors | pages of the window, a ring | spare page
-
-Memory tokens (the first of every stored frame) grow to the left, and the buffer with them. A page holds the other
-tokens of a frame; a new one takes the place of the window's oldest. A frame that is not stored, or not yet, lies in the
-next free page and the next free memory rows, where the next frame overwrites it. Order does not matter to attention, so
-nothing is moved or copied to be read.
+On a GPU kernels read from the device where keys lie (layers/places.py), and a step is replayed as a CUDA graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lean3r.attention.dense import softmax_attention
 from lean3r.errors import UsageError
 from lean3r.layers.frames import CachePolicy, Pages
+from lean3r.layers.kv_buffer import DTYPES, Buffer, CacheSizes
+from lean3r.layers.places import Places
 from lean3r.layers.time_rope import TimeRope
+from lean3r.ops.span_attention import span_attention
+from lean3r.recorded import Recorder
 from lean3r.tracing import without_autocast
 from lean3r.types import TokenLayout
-
-FP8_MAX = 448.0
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": torch.float8_e4m3fn}
-
-
-@dataclass(frozen=True)
-class CacheSizes:
-    """Sizes of the buffers of `layers` layers: `memory` rows of every stored frame, `page` rows of those in a slot."""
-
-    layers: int
-    heads: int
-    head_dim: int
-    memory: int
-    page: int
-    anchors: int
-    window: int
-    reserve: int
-
-    @property
-    def full(self) -> int:
-        """Frames that keep their page."""
-        return self.anchors + self.window
-
-    @property
-    def slots(self) -> int:
-        """Pages in a buffer, the spare one included."""
-        return self.full + 1 if self.page else 0
-
-    def capacity(self, stored: int) -> int:
-        """Frames for whose memory there is room while `stored` frames are stored, one to come included."""
-        room = self.reserve
-        while room < stored + 1:
-            room += max(self.reserve, room // 4)
-        return room
-
-    def bytes(self, stored: int, dtype: torch.dtype, *, digests: bool = False) -> int:
-        """Bytes of all buffers when `stored` frames are stored, as `dtype`; none before the first."""
-        if not stored:
-            return 0
-        room = self.capacity(stored)
-        rows = room * self.memory + self.slots * self.page
-        size = 2 * self.heads * rows * self.head_dim * dtype.itemsize
-        if dtype == torch.float8_e4m3fn:
-            size += 2 * self.heads * (room + self.slots) * torch.float32.itemsize
-        if digests:
-            size += self.heads * self.slots * self.head_dim * torch.float32.itemsize
-        return self.layers * size
-
-
-class Buffer:
-    """Keys and values of one layer, `data` [2, H, rows, D]; FP8 has a `scale` [2, H, memory and pages] for each frame's
-    memory rows and each page; `digest` [H, slots, D] holds mean keys of pages, if they are to be selected by them."""
-
-    def __init__(self, sizes: CacheSizes, room: int, dtype: torch.dtype, device: torch.device, digests: bool):
-        self.sizes = sizes
-        self.room = room
-        rows = room * sizes.memory + sizes.slots * sizes.page
-        self.data = torch.empty(2, sizes.heads, rows, sizes.head_dim, dtype=dtype, device=device)
-        self.scale = self.digest = None
-        if dtype == torch.float8_e4m3fn:
-            self.scale = torch.empty(2, sizes.heads, room + sizes.slots, device=device)
-        if digests:
-            self.digest = torch.empty(sizes.heads, sizes.slots, sizes.head_dim, device=device)
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """What it holds, by name."""
-        found = {"data": self.data, "scale": self.scale, "digest": self.digest}
-        return {name: value for name, value in found.items() if value is not None}
-
-    def page_rows(self, slot: int, count: int = 1) -> slice:
-        """The rows of pages [slot, slot + count)."""
-        start = self.room * self.sizes.memory
-        return slice(start + slot * self.sizes.page, start + (slot + count) * self.sizes.page)
-
-    def memory_rows(self, frame: int, count: int = 1) -> slice:
-        """The rows of the memory of frames [frame, frame + count), the last frame first."""
-        size = self.sizes.memory
-        return slice((self.room - frame - count) * size, (self.room - frame) * size)
-
-    def write(self, k: Tensor, v: Tensor, frame: int, slot: int) -> None:
-        """Store k and v [H, memory + page, D] of one frame."""
-        size = self.sizes.memory
-        for side, x in enumerate((k, v)):
-            self._put(side, self.memory_rows(frame), self.room - 1 - frame, x[:, :size])
-            if self.sizes.page:
-                self._put(side, self.page_rows(slot), self.room + slot, x[:, size:])
-        if self.digest is not None:
-            self.digest[:, slot] = k[:, size:].float().mean(1)
-
-    def _put(self, side: int, rows: slice, index: int, x: Tensor) -> None:
-        if self.scale is None:
-            self.data[side, :, rows] = x
-            return
-        if not x.shape[1]:
-            return
-        scale = x.float().abs().amax((1, 2)).clamp_min(1e-12) / FP8_MAX
-        self.scale[side, :, index] = scale
-        self.data[side, :, rows] = (x.float() / scale[:, None, None]).to(self.data.dtype)
-
-    def move_page(self, source: int, target: int) -> None:
-        """Copy a page over another."""
-        if source == target or not self.sizes.page:
-            return
-        _codes(self.data)[:, :, self.page_rows(target)] = _codes(self.data)[:, :, self.page_rows(source)]
-        if self.scale is not None:
-            self.scale[:, :, self.room + target] = self.scale[:, :, self.room + source]
-        if self.digest is not None:
-            self.digest[:, target] = self.digest[:, source]
-
-    def read(self, frames: int, pages: int, dtype: torch.dtype, chosen: Tensor | None = None) -> Tensor:
-        """The memory of `frames` frames and the first `pages` pages, of these only the `chosen` [n]: [2, H, rows, D].
-
-        A view of the buffer if nothing is chosen; FP8 becomes `dtype`.
-        """
-        memory, page = self.memory_rows(0, frames), self.page_rows(0, pages)
-        if chosen is None:
-            found = self.data[:, :, memory.start : page.stop]
-        else:
-            paged = _codes(self.data)[:, :, page].unflatten(2, (pages, self.sizes.page)).index_select(2, chosen)
-            found = torch.cat([_codes(self.data)[:, :, memory], paged.flatten(2, 3)], 2).view(self.data.dtype)
-        if self.scale is None:
-            return found
-        scales = self.scale[:, :, self.room - frames : self.room + pages].to(dtype).split([frames, pages], 2)
-        of_pages = scales[1] if chosen is None else scales[1].index_select(2, chosen)
-        by_row = [scales[0].repeat_interleave(self.sizes.memory, 2), of_pages.repeat_interleave(self.sizes.page, 2)]
-        return found.to(dtype) * torch.cat(by_row, 2)[..., None]
-
-    def grown(self, room: int, frames: int) -> Buffer:
-        """A buffer with room for the memory of `room` frames and the same content, of which `frames` frames count."""
-        wider = Buffer(self.sizes, room, self.data.dtype, self.data.device, self.digest is not None)
-        wider.load(self.dump(frames, self.sizes.slots), frames)
-        return wider
-
-    def dump(self, frames: int, pages: int) -> dict[str, Tensor]:
-        """The valid part of what it holds, as views."""
-        pages = min(pages, self.sizes.slots)
-        rows = slice(self.memory_rows(0, frames).start, self.page_rows(0, pages).stop)
-        found = {"data": self.data[:, :, rows]}
-        if self.scale is not None:
-            found["scale"] = self.scale[:, :, self.room - frames : self.room + pages]
-        if self.digest is not None:
-            found["digest"] = self.digest[:, :pages]
-        return found
-
-    def load(self, parts: Mapping[str, Tensor], frames: int) -> None:
-        """Take what `dump` gave for so many frames."""
-        start = self.memory_rows(0, frames).start
-        source = _codes(parts["data"])
-        _codes(self.data)[:, :, start : start + source.shape[2]] = source.to(self.data.device)
-        if self.scale is not None:
-            start = self.room - frames
-            self.scale[:, :, start : start + parts["scale"].shape[2]] = parts["scale"]
-        if self.digest is not None:
-            self.digest[:, : parts["digest"].shape[1]] = parts["digest"]
 
 
 class FrameCache:
@@ -194,6 +38,8 @@ class FrameCache:
         self.stored = 0
         self.buffers: list[Buffer | None] = [None] * sizes.layers
         self._incoming, self._keep = 0, False
+        self._places: Places | None = None  # of the current call, if it reads them on a GPU
+        self._is_placed = False
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -205,7 +51,18 @@ class FrameCache:
         not stored."""
         if frames > 1 and (not keep or self.stored + frames > self.sizes.full):
             raise ValueError(f"{frames} frames at once, with {self.stored} stored, do not fit into {self.sizes.full}")
-        self._incoming, self._keep = frames, keep
+        self._incoming, self._keep, self._is_placed = frames, keep, False
+        if self._places is not None and self.buffers[0] is not None:
+            self._place(self.buffers[0])
+
+    @property
+    def key(self) -> tuple | None:
+        """All that a call decides on the processor: calls with the same key run the same kernels on the same memory.
+        None if the next calls will have other keys."""
+        changes = self.top_pages is not None and self.stored < self.sizes.full
+        if changes or self._places is None or not self._is_placed:
+            return None
+        return self._keep, self._incoming, *self._places.sizes, *(t.data_ptr() for t in self.tensors)
 
     def sight(self, layer: int, rope: TimeRope) -> CacheSight:
         """What the frames of the current call see in a layer."""
@@ -240,6 +97,8 @@ class FrameCache:
 
     def _page_count(self) -> int:
         """Pages that the frames of the current call see, their own included."""
+        if not self.sizes.page:
+            return 0
         if self._keep:
             return min(self.stored + self._incoming, self.sizes.full)
         return min(self.stored, self.sizes.full) + 1
@@ -254,32 +113,77 @@ class FrameCache:
             room = self.sizes.capacity(self.stored + self._incoming)
             buffer = Buffer(self.sizes, room, dtype, k.device, self.top_pages is not None)
             self.buffers[layer] = buffer
+        if buffer.scale is None and reads_on_device(q):
+            return self._attend_on_device(buffer, q, k, v)
         keys, values = (x[0].unflatten(1, (self._incoming, -1)) for x in (k, v))
-        for i in range(self._incoming):
-            number = self.stored + i
-            slot = self._slot(number) if self._keep else min(self.stored, self.sizes.full)
-            buffer.write(keys[:, i], values[:, i], number, slot)
-        pages = self._page_count() if self.sizes.page else 0
-        seen = buffer.read(self.stored + self._incoming, pages, q.dtype, self._choose(buffer, q, pages))
+        for i, slot in enumerate(self._slots()):
+            buffer.write(keys[:, i], values[:, i], self.stored + i, slot)
+        pages, chosen = self._page_count(), None
+        always, others = self._candidates()
+        if others:
+            index = torch.tensor(others, device=q.device)
+            best = self._best(buffer, q, index)
+            chosen = torch.cat([torch.tensor(always, device=q.device), best]).sort().values
+        seen = buffer.read(self.stored + self._incoming, pages, q.dtype, chosen)
         return softmax_attention(q.to(seen.dtype), seen[:1], seen[1:]).to(q.dtype)
 
-    def _choose(self, buffer: Buffer, q: Tensor, pages: int) -> Tensor | None:
-        """The pages to attend to, in order; None for all. Anchors, the last frames and new ones are always in."""
-        if self.top_pages is None or buffer.digest is None:
-            return None
+    def _attend_on_device(self, buffer: Buffer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend` by kernels that find the rows by themselves: no copies, and nothing that a CUDA graph cannot do."""
+        places = self._places if self._is_placed and self._places is not None else self._place(buffer)
+        buffer.put(k[0], v[0], places)
+        chosen = None
+        if len(places.others):
+            chosen = torch.cat([places.always, self._best(buffer, q, places.others)])
+        spans = buffer.spans(places, chosen)
+        return span_attention(q[0].to(buffer.data.dtype), buffer.data[0], buffer.data[1], spans)[None].to(q.dtype)
+
+    def _place(self, buffer: Buffer) -> Places:
+        """The places of the current call."""
+        size, first = self.sizes, buffer.page_rows(0).start
+        slots = self._slots()
+        memory = buffer.memory_rows(0, self.stored + self._incoming)
+        always, others = self._candidates()
+        pages = min(size.anchors, self._page_count()) if others else self._page_count()
+        stop = buffer.page_rows(0, pages).stop  # memory and anchors are neighbours
+        always = always[pages:]
+        rows = [
+            np.r_[buffer.memory_rows(self.stored + i), first + slot * size.page : first + (slot + 1) * size.page]
+            for i, slot in enumerate(slots)
+        ]
+        numbers = (slots, (memory.start, stop - memory.start), always, others)
+        parts = [np.concatenate(rows), *(np.array(each, np.int64) for each in numbers)]
+        if self._places is not None and self._places.fit(parts):
+            self._places.write(parts)
+        else:
+            self._places = Places(parts, buffer.data.device)
+        self._is_placed = True
+        return self._places
+
+    def _slots(self) -> list[int]:
+        """The pages of the current call's frames."""
+        spare = min(self.stored, self.sizes.full)
+        return [self._slot(self.stored + i) if self._keep else spare for i in range(self._incoming)]
+
+    def _candidates(self) -> tuple[list[int], list[int]]:
+        """Pages that are seen, in order: anchors, the last frames and new ones; and those of which the best are chosen.
+        Both are empty if all are seen."""
+        pages = self._page_count()
+        if self.top_pages is None:
+            return [], []
         number = self.stored + self._incoming
         last = range(max(self.stored - self.recent, 0), number if self._keep else self.stored)
         always = {*range(min(self.sizes.anchors, pages)), *(self._slot(f) for f in last)}
         always |= set() if self._keep else {pages - 1}
         others = [slot for slot in range(pages) if slot not in always]
-        if len(others) <= self.top_pages:
-            return None
-        index = torch.tensor(others, device=q.device)
-        query = q[0].float().mean(1) * q.shape[-1] ** -0.5
+        return (sorted(always), others) if len(others) > self.top_pages else ([], [])
+
+    def _best(self, buffer: Buffer, q: Tensor, others: Tensor) -> Tensor:
+        """Of these pages those whose mean keys are nearest to the mean query."""
+        assert buffer.digest is not None and self.top_pages is not None
+        query = q[0].mean(1, dtype=torch.float32) * q.shape[-1] ** -0.5
         with without_autocast(q.device.type):  # it would rank rounded scores
-            scores = torch.einsum("hd,hsd->hs", query, buffer.digest[:, index]).softmax(-1).sum(0)
-        best = index[scores.topk(self.top_pages).indices]
-        return torch.cat([torch.tensor(sorted(always), device=q.device), best]).sort().values
+            scores = torch.einsum("hd,hsd->hs", query, buffer.digest[:, others]).softmax(-1).sum(0)
+        return others[scores.topk(self.top_pages).indices]
 
     def state(self) -> dict[str, Tensor | int]:
         """A copy of what it holds."""
@@ -336,6 +240,7 @@ class StreamCache:
         self.policy = policy
         self.blocks = FrameCache(blocks, policy.pages, policy.top_pages, policy.recent)
         self.camera = FrameCache(camera)
+        self.recorder = Recorder()
 
     @property
     def stored(self) -> int:
@@ -346,6 +251,12 @@ class StreamCache:
         """See FrameCache.begin."""
         self.blocks.begin(frames, keep=keep)
         self.camera.begin(frames, keep=keep or self.policy.camera_keeps_all)
+
+    @property
+    def key(self) -> tuple | None:
+        """See FrameCache.key."""
+        blocks, camera = self.blocks.key, self.camera.key
+        return None if blocks is None or camera is None else (blocks, camera)
 
     def end(self) -> None:
         """See FrameCache.end."""
@@ -387,6 +298,6 @@ class StreamCache:
             cache.restore(own, device)
 
 
-def _codes(x: Tensor) -> Tensor:
-    """FP8 as bytes, since few operations know it."""
-    return x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x
+def reads_on_device(x: Tensor) -> bool:
+    """Whether attention reads on its device where keys lie; elsewhere slices of the buffers are as fast."""
+    return x.is_cuda

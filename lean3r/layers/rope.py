@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lean3r.layers.time_rope import rotate_pairs
 from lean3r.ops.dispatch import why_not_triton
 from lean3r.ops.norm_rotate import norm_rotate
 from lean3r.ops.repeats import pieces_of
@@ -87,14 +88,16 @@ def norm_rotate_pool(
     tokens: int,
     special: int = 0,
     window: int = 0,
+    pairs: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """As `norm_and_rotate`, and the mean of each `window` neighbouring tokens of x [B, H, N, D], before both, behind
     the first `special` ones of the `tokens` of a view: one kernel (ops/norm_rotate). For what `in_one_pass` accepts.
-    With a window, the first result holds the patches of all views, then all special tokens."""
+    With a window, the first result holds the patches of all views, then all special tokens. `pairs`: as in
+    `norm_and_rotate_pairs`."""
     weight, bias = (norm.weight, norm.bias) if isinstance(norm, nn.LayerNorm) else (None, None)
     eps = norm.eps if isinstance(norm, nn.LayerNorm) else 0.0
     sizes = {"tokens": tokens, "special": special, "window": window, "patches_first": window > 0}
-    return norm_rotate(x, weight, bias, table, **sizes, eps=eps, dtype=dtype)
+    return norm_rotate(x, weight, bias, table, **sizes, eps=eps, dtype=dtype, pairs=pairs)
 
 
 def norm_and_rotate(
@@ -126,3 +129,15 @@ def norm_and_rotate(
             a, b, c, d = piece.chunk(4, dim=-1)
             torch.mul(piece, cos, out=result[at]).addcmul_(torch.cat([b, a, d, c], dim=-1), sin)
     return out
+
+
+def norm_and_rotate_pairs(
+    x: Tensor, norm: nn.Module, table: tuple[Tensor, Tensor], dtype: torch.dtype, *, one_pass: bool
+) -> Tensor:
+    """norm(x) in `dtype`, neighbouring channels turned by a table [N, D / 2] as in layers/time_rope.py; x [B, H, N, D].
+
+    `one_pass`, where `in_one_pass` says so, is one kernel for both.
+    """
+    if one_pass:
+        return norm_rotate_pool(x, norm, table, dtype, x.shape[2], pairs=True)[0]
+    return rotate_pairs(norm(x), *table).to(dtype)

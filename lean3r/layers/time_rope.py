@@ -6,7 +6,7 @@ angles are computed, not looked up, so that time has no end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -33,21 +33,29 @@ def time_angles(layout: TokenLayout, times: Sequence[int], head_dim: int) -> Ten
 
 class TimeRope:
     """(cos, sin) of the tokens of frames at `times`, kept for all blocks of one call; a tensor of times, as a traced
-    model has them, is in no table."""
+    model has them, is in no table. `waves`: those of time by head_dim, where they are on the device already."""
 
-    def __init__(self, times: Sequence[int] | Tensor):
+    def __init__(self, times: Sequence[int] | Tensor, waves: Mapping[int, Tensor] | None = None):
         self.times = times if isinstance(times, Tensor) else tuple(times)
         self.count = times.shape[0] if isinstance(times, Tensor) else len(times)
+        self._waves = dict(waves or {})
         self._made: dict[tuple[int | None, int], tuple[Tensor, Tensor]] = {}
+
+    def waves(self, head_dim: int, device: torch.device) -> Tensor:
+        """(cos, sin) of time [2, S, n] float32."""
+        if head_dim not in self._waves:
+            # The times of one streamed frame never come again: no use keeping their table.
+            arguments = self.times, axes(head_dim)[0]
+            once = isinstance(self.times, Tensor) or self.count == 1
+            made = _time_waves(*arguments).to(device) if once else table(_time_waves, arguments, device)
+            self._waves[head_dim] = made
+        return self._waves[head_dim]
 
     def table(self, layout: TokenLayout, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Two tensors [S * T, D / 2] float32."""
         key = layout.window, head_dim
         if key not in self._made:
-            # The times of one streamed frame never come again: no use keeping their table.
-            arguments = self.times, axes(head_dim)[0]
-            once = isinstance(self.times, Tensor) or self.count == 1
-            time = _time_waves(*arguments).to(device) if once else table(_time_waves, arguments, device)
+            time = self.waves(head_dim, device)
             space = table(_space_waves, (layout.special, layout.rows, layout.cols, layout.window, head_dim), device)
             lead = self.count, layout.tokens
             parts = [time[:, :, None].expand(2, *lead, -1), space[:, None].expand(2, *lead, -1)]

@@ -26,6 +26,7 @@ from lean3r.layers.trunk import Role
 from lean3r.models.base import block_bytes, check_views, full_precision, in_chunks, patch_mask
 from lean3r.models.keymap import KeyMap
 from lean3r.models.vggt import REGISTERS, Vggt, VggtConfig
+from lean3r.recorded import together
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
 SPECIAL = 2 + REGISTERS
@@ -94,7 +95,8 @@ class LingbotMap(Vggt):
 
     def decode(self, tokens: Tokens, *, dense: bool = True) -> Prediction:
         """See Backbone.decode. The first camera is near the origin of the world; the scale is that of the anchors."""
-        return self._predict(self.pose_encodings(tokens)[-1], tokens, dense)
+        encoding = self.pose_encodings(tokens)[-1]
+        return self._predict(encoding, tokens, *(self.depth_maps(tokens) if dense else (None, None)))
 
     def pose_encodings(self, tokens: Tokens) -> list[Tensor]:
         """World-from-camera encodings [B, S, 9] (geometry/pose_encoding.py) after each iteration of the head."""
@@ -122,7 +124,25 @@ class LingbotMap(Vggt):
         """
         count, before = views.images.shape[1], cache.blocks.stored
         rope = TimeRope(range(before, before + count))
+        check_views(views, self.patch)
         cache.begin(count, keep=keep)
+        if cache.key is None:  # on a GPU, steps of a settled stream differ by numbers on the device alone
+            prediction = self._advance(views, cache, rope, dense)
+        else:
+            head_dim = self.config.width // self.config.heads
+            waves = rope.waves(head_dim, views.images.device)
+
+            def run(images: Tensor, waves: Tensor) -> Prediction:
+                return self._advance(Views(images), cache, TimeRope(rope.times, {head_dim: waves}), dense)
+
+            key = cache.key, not before, dense, self.chunk_bytes, self.camera_token.data_ptr()
+            prediction = cache.recorder(key, run, views.images, waves, name=self.name)
+        cache.end()
+        return prediction
+
+    def _advance(self, views: Views, cache: StreamCache, rope: TimeRope, dense: bool) -> Prediction:
+        """One step of a stream, once the cache knows of it."""
+        count, before = views.images.shape[1], cache.blocks.stored
         sights = [cache.blocks.sight(layer, rope) for layer in range(self.config.pairs)]
         tokens = self._encode_frames(views, 0 if before else count, not before, sights)
         depth = len(self.camera.trunk)
@@ -130,9 +150,12 @@ class LingbotMap(Vggt):
             [cache.camera.sight(number * depth + layer, rope) for layer in range(depth)]
             for number in range(self._passes(cache.policy))
         ]
-        encoding = self._cameras(tokens, passes)[-1]
-        cache.end()
-        return self._predict(encoding, tokens, dense)
+
+        def maps() -> tuple[Tensor | None, Tensor | None]:
+            return self.depth_maps(tokens) if dense else (None, None)
+
+        encoding, dense_maps = together(lambda: self._cameras(tokens, passes)[-1], maps, views.images)
+        return self._predict(encoding, tokens, *dense_maps)
 
     def _table(self, count: int) -> FrameTable:
         return FrameTable.of(self.policy.for_frames(count), count)
@@ -172,11 +195,10 @@ class LingbotMap(Vggt):
                 return self.camera(token, sights)
             return [share.own(encoding) for encoding in self.camera(share.gather(token), sights)]
 
-    def _predict(self, encoding: Tensor, tokens: Tokens, dense: bool) -> Prediction:
+    def _predict(self, encoding: Tensor, tokens: Tokens, depth: Tensor | None, conf: Tensor | None) -> Prediction:
         with full_precision(encoding):
             intrinsics = decode_intrinsics(encoding, *tokens.views.images.shape[-2:])
-            cameras = invert_pose(decode_pose(encoding)), intrinsics
-        return Prediction(*cameras, *(self.depth_maps(tokens) if dense else (None, None)))
+            return Prediction(invert_pose(decode_pose(encoding)), intrinsics, depth, conf)
 
 
 def _by_frame(token: Tensor, first: int, count: int) -> Tensor:

@@ -143,23 +143,20 @@ class Pi3(Backbone):
         """See Backbone.decode. The first view becomes the origin of the world; conf is 1 + exp(logit), so that the
         official threshold sigmoid(logit) > 0.1 is conf > 1.11. Without `dense` the confidence path is skipped;
         the point path still runs, since intrinsics come from it. `poses` runs neither."""
-        world_from_cam = self.poses(tokens)
-        scale = self.scale(tokens)
+        mask = tokens.views.mask
+
+        # The poses' singular values, which are waited for, come last: until then kernels are launched while others run.
+        def read(features: Tensor, valid: Tensor | None, *pixels: Tensor) -> tuple[Tensor, ...]:
+            slopes, log_z = self.slopes(features, tokens.layout, valid)
+            rest = (log_z.exp(), 1 + self.logits(features, tokens.layout, valid).exp()) if dense else ()
+            return intrinsics_from_slopes(slopes, pixels[0] if pixels else None), *rest
+
+        intrinsics, *rest = self._by_frames(read, tokens, *([] if mask is None else [mask]))
+        world_from_cam, scale = self.poses(tokens), self.scale(tokens)
         if scale is not None:
             world_from_cam = scale_translation(world_from_cam, scale)
         with full_precision(world_from_cam):
             cam_from_world = invert_pose(world_from_cam) @ of_all(tokens.views.share, world_from_cam)[:, :1]
-        mask = tokens.views.mask
-
-        def read(features: Tensor, valid: Tensor | None, *pixels: Tensor) -> tuple[Tensor, ...]:
-            slopes, log_z = self.slopes(features, tokens.layout, valid)
-            weight = pixels[0] if pixels else None
-            intrinsics = intrinsics_from_slopes(slopes, weight)
-            if not dense:
-                return (intrinsics,)
-            return intrinsics, log_z.exp(), 1 + self.logits(features, tokens.layout, valid).exp()
-
-        intrinsics, *rest = self._by_frames(read, tokens, *([] if mask is None else [mask]))
         depth, conf = rest if dense else (None, None)
         if depth is not None and scale is not None:
             depth = depth * scale[:, None, None, None]

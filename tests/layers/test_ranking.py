@@ -43,11 +43,11 @@ def test_pages_of_a_cache_under_autocast() -> None:
         cache.sight(0, rope).attend(k, k, k, layout, None)
         cache.end()
     cache.begin(1, keep=False)
-    buffer = cache.buffers[0]
-    assert buffer is not None
+    buffer, others = cache.buffers[0], torch.tensor(cache._candidates()[1])
+    assert buffer is not None and len(others) == 38
     for seed in range(20):
         q = alike(1, 2, 7, 32, seed=seed)
-        exact = cache._choose(buffer, q, 41)
+        exact = cache._best(buffer, q, others)
         with torch.autocast("cpu", torch.bfloat16):
-            found = cache._choose(buffer, q, 41)
-        assert exact is not None and found is not None and torch.equal(found, exact)
+            found = cache._best(buffer, q, others)
+        assert len(exact) == 4 and torch.equal(found, exact)

@@ -57,7 +57,7 @@ def same(found: Tokens, expected: Tokens) -> bool:
 
 def replays(model: Backbone) -> list[int]:
     assert isinstance(model.graphs, EncodeGraphs)
-    graphs = [recording and recording.graph for recording in model.graphs.recordings.values()]
+    graphs = [recording and recording.encoding.graph for recording in model.graphs.recordings.values()]
     return [graph.replays for graph in graphs if isinstance(graph, Graph)]
 
 
@@ -120,8 +120,8 @@ def test_a_graph_holds_what_it_reads_by_address_as_long_as_it_lives(plan: Compre
         model(pictures(model))
         (recording,) = model.graphs.recordings.values()
         assert recording is not None
-        assert isinstance(recording.graph, Graph)
-        recording.graph.calls.clear()  # a true graph knows addresses only
+        assert isinstance(recording.encoding.graph, Graph)
+        recording.encoding.graph.calls.clear()  # a true graph knows addresses only
         tables._make_once.cache_clear()  # as the next tables may, one by one
         for part in model.modules():
             part.__dict__.pop("_laid_out", None)

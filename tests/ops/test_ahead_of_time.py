@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed: kernels cannot be compiled")
 
 OPERATORS = ("block_select", "block_sparse", "block_sparse_fp8", "linear_attention", "norm_rotate", "quantize_rows")
-OPERATORS += ("join_windows", "rank_listed", "residual", "rope2d")
+OPERATORS += ("join_windows", "rank_listed", "residual", "rope2d", "span_attention")
 SPILLED = 512  # bytes a thread, in half precision at the shapes of backbones
 
 

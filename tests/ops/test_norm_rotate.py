@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.errors import UsageError
+from lean3r.layers import causal as causal_module
+from lean3r.layers import rope as rope_module
+from lean3r.layers.causal import CausalAttention, FrameSight
+from lean3r.layers.frames import CachePolicy, FrameTable
 from lean3r.layers.rope import rope_table, rotate
+from lean3r.layers.time_rope import TimeRope, rotate_pairs
 from lean3r.ops.norm_rotate import norm_rotate
 from lean3r.testing import assert_rms
 from lean3r.types import TokenLayout
@@ -84,6 +89,76 @@ def test_patches_first(shape: tuple, how: str, kernel_device: torch.device) -> N
     assert torch.equal(apart, torch.cat(parts, 2)) and torch.equal(means, same)
 
 
+def draw_pairs(dim: int) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """x as the queries of a fused projection of three frames, weight, bias, and their table [N, D / 2]."""
+    x, weight, bias, layout = draw((2, 3, 2, (7, 9), dim))
+    return x, weight, bias, TimeRope([4, 5, 9]).table(layout, dim, x.device)
+
+
+@pytest.mark.parametrize("dim", [64, 20, 12])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("parts", ["norm", "norm without bias", "rotation alone"])
+def test_neighbouring_channels_turn_together(
+    dim: int, kind: torch.dtype, parts: str, kernel_device: torch.device
+) -> None:
+    """N fills no tile, and x lies between keys and values. The interpreter takes no bfloat16: it writes that alone."""
+    x, weight, bias, table = draw_pairs(dim)
+    norm = (weight, None if "without" in parts else bias) if "norm" in parts else (None, None)
+    for how in ("reference", "triton"):
+        device = kernel_device if how == "triton" else torch.device("cpu")
+        given = x.to(device, kind if how == "reference" or device.type == "cuda" else torch.float32)
+        exact = given.cpu().float()
+        expected = rotate_pairs(exact if norm[0] is None else F.layer_norm(exact, (dim,), *norm), *table)
+        affine = (None if t is None else t.to(device) for t in norm)
+        turns = table[0].to(device), table[1].to(device)
+        sizes = {"tokens": x.shape[2], "pairs": True, "implementation": how}
+        found, means = norm_rotate(given, *affine, turns, dtype=kind, **sizes)  # type: ignore[arg-type]
+        assert found.dtype == kind and found.shape == x.shape and means.shape[2] == 0
+        assert_rms(found.cpu().float(), expected, 1e-6 if kind == torch.float32 else 4e-3)
+
+
+def test_a_table_of_pairs_repeats_in_every_view(kernel_device: torch.device) -> None:
+    x, weight, bias, layout = (t.to(kernel_device) if isinstance(t, Tensor) else t for t in draw(SHAPES["odd"]))
+    table = TimeRope([3]).table(layout, x.shape[-1], x.device)
+    found, _ = norm_rotate(x, weight, bias, table, tokens=layout.tokens, pairs=True, implementation="triton")
+    whole = table[0].repeat(layout.views, 1), table[1].repeat(layout.views, 1)
+    assert_rms(found, rotate_pairs(F.layer_norm(x, (x.shape[-1],), weight, bias), *whole), 1e-6)
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_frames_in_order_in_one_pass(
+    qk_norm: bool, kind: torch.dtype, kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU takes it: layers that rotate by time, row and column write q and k in the type of v."""
+    torch.manual_seed(0)
+    layout = TokenLayout(3, 2, 3, 5)
+    attention = CausalAttention(40, 2, qk_norm=qk_norm, rope="time").requires_grad_(False).to(kernel_device, kind)
+    x = torch.randn(2, 3 * layout.tokens, 40).to(kernel_device, kind)
+    sight = FrameSight(FrameTable.of(CachePolicy(anchors=1, window=2, interval=2), 3), 2)
+    seen: list[torch.dtype] = []
+    attend = sight.attend
+
+    def watched(q: Tensor, k: Tensor, *rest) -> Tensor:
+        seen.extend((q.dtype, k.dtype))
+        return attend(q, k, *rest)
+
+    calls: list[bool] = []
+
+    def forced(*args, pairs: bool, **named) -> tuple[Tensor, Tensor]:
+        calls.append(pairs)
+        return norm_rotate(*args, **named, pairs=pairs, implementation="triton")
+
+    monkeypatch.setattr(sight, "attend", watched)
+    monkeypatch.setattr(rope_module, "norm_rotate", forced)
+    monkeypatch.setattr(causal_module, "in_one_pass", lambda *_: False)
+    apart = attention(x, layout, None, sight)
+    assert not calls
+    monkeypatch.setattr(causal_module, "in_one_pass", lambda *_: True)
+    assert_rms(attention(x, layout, None, sight).float(), apart.float(), 1e-5 if kind == torch.float32 else 2e-3)
+    assert calls == [True, True] and set(seen) == {kind}
+
+
 def test_another_type_of_results(kernel_device: torch.device) -> None:
     x, weight, bias, layout = (t.to(kernel_device) if isinstance(t, Tensor) else t for t in draw(SHAPES["odd"]))
     half, exact = (
@@ -113,6 +188,29 @@ def test_gradients_take_the_reference(kernel_device: torch.device) -> None:
     slopes = [torch.autograd.grad(out.square().sum(), leaves) for out in (found, expected)]
     for ours, theirs in zip(*slopes, strict=True):
         assert_rms(ours, theirs, 1e-5)
+
+
+def test_gradients_of_pairs(kernel_device: torch.device) -> None:
+    x, weight, bias, table = draw_pairs(20)
+    table = table[0].to(kernel_device), table[1].to(kernel_device)
+    leaves = [t.to(kernel_device).detach().requires_grad_() for t in (x, weight, bias)]
+    found, _ = norm_rotate(*leaves, table, tokens=x.shape[2], pairs=True, implementation="triton")  # type: ignore[misc]
+    expected = rotate_pairs(F.layer_norm(leaves[0], (20,), *leaves[1:]), *table)
+    slopes = [torch.autograd.grad(out.square().sum(), leaves) for out in (found, expected)]
+    for ours, theirs in zip(*slopes, strict=True):
+        assert_rms(ours, theirs, 1e-5)
+
+
+def test_what_pairs_refuse() -> None:
+    x, weight, bias, table = draw_pairs(20)
+    for more in ({"window": 1}, {"patches_first": True}):
+        with pytest.raises(UsageError, match="with pairs there are neither windows nor patches_first"):
+            norm_rotate(x, weight, bias, table, tokens=x.shape[2], pairs=True, **more)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"table is \[195, 20\], got \[195, 10\]"):
+        norm_rotate(x, weight, bias, table, tokens=x.shape[2])
+    wide = torch.cat([table[0], table[0]], 1), torch.cat([table[1], table[1]], 1)
+    with pytest.raises(UsageError, match=r"table is \[195, 10\], got \[195, 20\]"):
+        norm_rotate(x, weight, bias, wide, tokens=x.shape[2], pairs=True)
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:

@@ -13,6 +13,7 @@ from lean3r.ops.block_sparse import block_sparse_attention
 from lean3r.ops.linear_attention import linear_attention
 from lean3r.ops.norm_rotate import norm_rotate
 from lean3r.ops.rope2d import rope2d
+from lean3r.ops.span_attention import span_attention
 
 ops = torch.ops.lean3r
 
@@ -25,6 +26,7 @@ def leaves(*shape: int, count: int = 3, seed: int = 0) -> list[Tensor]:
 LISTS = torch.tensor([[[[0, 2], [1, -1]], [[2, 1], [0, 0]]]], dtype=torch.int32)
 MASK = torch.tensor([[True] * 40 + [False] * 8])
 WINDOWS = torch.tensor([[True] * 11 + [False]])
+SPANS = torch.tensor([[20, 9], [3, 0], [1, 11]], dtype=torch.int32)
 POSITIONS = torch.arange(24.0).view(12, 2)
 
 
@@ -57,14 +59,19 @@ def rope(how: str) -> tuple[tuple, Callable[[], object]]:
 def norm(how: str) -> tuple[tuple, Callable[[], object]]:
     (x, table), (weight, bias) = leaves(1, 2, 24, 16, count=2), leaves(16, count=2)
     cos, sin = table.detach()[0, 0, :12], table.detach()[0, 1, :12]
-    args = (x, weight, bias, cos, sin, 12, 4, 4, 1e-5, torch.float32, True, how)
+    args = (x, weight, bias, cos, sin, 12, 4, 4, 1e-5, torch.float32, True, False, how)
     options = {"tokens": 12, "special": 4, "window": 4, "patches_first": True, "implementation": how}
     return args, lambda: norm_rotate(x, weight, bias, (cos, sin), **options)  # type: ignore[arg-type]
 
 
+def span(how: str) -> tuple[tuple, Callable[[], object]]:
+    (q,), (k, v) = leaves(2, 12, 16, count=1), leaves(2, 32, 16, count=2, seed=1)
+    return (q, k, v, SPANS, 0.2, how), lambda: span_attention(q, k, v, SPANS, scale=0.2, implementation=how)  # type: ignore[arg-type]
+
+
 CALLS = {"block_sparse_attention": sparse, "block_select": select, "linear_attention": linear}
-CALLS |= {"rope2d": rope, "norm_rotate": norm}
-NO_TORCH = ("rope2d", "norm_rotate")
+CALLS |= {"rope2d": rope, "norm_rotate": norm, "span_attention": span}
+NO_TORCH = ("rope2d", "norm_rotate", "span_attention")
 HOW = [(x, how) for x in CALLS for how in ("reference", "torch", "triton") if how != "torch" or x not in NO_TORCH]
 
 

@@ -17,7 +17,7 @@ from lean3r.ops.block_select.kernel_ranking import LOWEST, NOTHING, best_first, 
 from lean3r.ops.tiles import launch, place
 
 SPAN = 16  # groups in a span, at least
-_EACH = 1024  # candidates of a row that a warp holds in registers
+_EACH = 512  # candidates of a row that a warp holds in registers
 _TILE = 1 << 15  # bytes of keys that a program scores at a time
 
 

@@ -1,4 +1,4 @@
-"""LayerNorm of queries or keys, their rotation by row and column, and the means of their windows, in one pass."""
+"""LayerNorm of queries or keys, their rotation by position, and the means of their windows, in one pass."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def norm_rotate(
     eps: float = 1e-5,
     dtype: torch.dtype | None = None,
     patches_first: bool = False,
+    pairs: bool = False,
     implementation: Implementation = "auto",
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm of x [B, H, N, D] over D, then rotation, in `dtype` (None: that of x); and means of x itself.
@@ -38,6 +39,9 @@ def norm_rotate(
     behind the first `special` ones of every view; it is empty for window 0. With `patches_first` the first result has
     the tokens behind the `special` ones of all views first, then all special ones.
 
+    With `pairs` neighbouring channels turn together, 2i and 2i + 1 by angle i of a table of [tokens, D / 2]; there are
+    neither windows nor `patches_first` then.
+
     The kernel serves head_dim up to 256 and windows of 2, 4, ..., 64 tokens, and records no gradients: where they are
     wanted, the reference runs. UsageError for sizes that do not fit.
     """
@@ -46,14 +50,17 @@ def norm_rotate(
         raise UsageError(f"norm_rotate expects [B, H, N, D], N a multiple of {tokens}, D of 4; got {list(x.shape)}")
     if window < 0 or (window and (special > tokens or (tokens - special) % window)):
         raise UsageError(f"norm_rotate: {tokens} tokens without {special} are no multiple of window {window}")
-    for name, given, shape in (("weight", weight, (dim,)), ("bias", bias, (dim,)), ("table", table, (tokens, dim))):
+    if pairs and (window or patches_first):
+        raise UsageError("norm_rotate: with pairs there are neither windows nor patches_first")
+    turns = tokens, dim // 2 if pairs else dim
+    for name, given, shape in (("weight", weight, (dim,)), ("bias", bias, (dim,)), ("table", table, turns)):
         for one in given if isinstance(given, tuple) else (given,):
             if one is not None and tuple(one.shape) != shape:
                 raise UsageError(f"norm_rotate: {name} is {list(shape)}, got {list(one.shape)}")
     cos, sin = table or (None, None)
     kind = x.dtype if dtype is None else dtype
     sizes = (tokens, special, window)
-    return _operator(x, weight, bias, cos, sin, *sizes, eps, kind, patches_first, implementation)
+    return _operator(x, weight, bias, cos, sin, *sizes, eps, kind, patches_first, pairs, implementation)
 
 
 def _run(
@@ -68,6 +75,7 @@ def _run(
     eps: float,
     dtype: torch.dtype,
     patches_first: bool,
+    pairs: bool,
     implementation: Implementation,
 ) -> tuple[Tensor, Tensor]:
     given = [t for t in (x, weight, bias, cos, sin) if t is not None]
@@ -77,7 +85,7 @@ def _run(
         from lean3r.ops.norm_rotate.kernel import norm_rotate as run
     else:
         run = reference
-    return run(x, weight, bias, cos, sin, tokens, special, window, eps, dtype, patches_first)
+    return run(x, weight, bias, cos, sin, tokens, special, window, eps, dtype, patches_first, pairs)
 
 
 def _unsupported(dim: int, window: int) -> str | None:
@@ -97,7 +105,7 @@ def _shapes(x: Tensor, *rest) -> tuple[Tensor, Tensor]:
 _operator = operator(
     "norm_rotate",
     "(Tensor x, Tensor? weight, Tensor? bias, Tensor? cos, Tensor? sin, int tokens, int special, int window, "
-    "float eps, ScalarType dtype, bool patches_first, str implementation) -> (Tensor, Tensor)",
+    "float eps, ScalarType dtype, bool patches_first, bool pairs, str implementation) -> (Tensor, Tensor)",
     _run,
     _shapes,
 )

@@ -19,6 +19,7 @@ def reference(
     eps: float,
     dtype: torch.dtype,
     patches_first: bool,
+    pairs: bool,
 ) -> tuple[Tensor, Tensor]:
     """See `norm_rotate`."""
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -30,9 +31,11 @@ def reference(
     if weight is not None:
         out = F.layer_norm(out, weight.shape, weight.to(wide), None if bias is None else bias.to(wide), eps)
     if cos is not None and sin is not None:
-        turn_cos, turn_sin = (t.to(wide).unflatten(-1, (2, 2, -1))[:, :, 0] for t in (cos, sin))  # [tokens, 2, D / 4]
-        a, b = out.unflatten(2, (-1, tokens)).unflatten(-1, (2, 2, -1)).unbind(-2)
-        turned = torch.stack([a * turn_cos - b * turn_sin, b * turn_cos + a * turn_sin], -2)
+        halves, partners = ((2, -1, 2), -1) if pairs else ((2, 2, -1), -2)
+        quarter = x.shape[3] // 4  # cos and sin [tokens, 2, D / 4] of either form:
+        turn_cos, turn_sin = (t.to(wide).unflatten(-1, (2, -1))[..., :quarter] for t in (cos, sin))
+        a, b = out.unflatten(2, (-1, tokens)).unflatten(-1, halves).unbind(partners)
+        turned = torch.stack([a * turn_cos - b * turn_sin, b * turn_cos + a * turn_sin], partners)
         out = turned.flatten(-3).flatten(2, 3)
     if patches_first and special:
         views = out.unflatten(2, (-1, tokens))
