@@ -38,8 +38,8 @@ class FrameCache:
         self.stored = 0
         self.buffers: list[Buffer | None] = [None] * sizes.layers
         self._incoming, self._keep = 0, False
-        self._places: Places | None = None  # of the current call, if it reads them on a GPU
-        self._is_placed = False
+        self._places: Places | None = None  # of the current call, where a GPU reads them
+        self._made: dict[tuple[int, ...], Places] = {}  # by sizes: graphs read the same memory again and again
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -51,18 +51,19 @@ class FrameCache:
         not stored."""
         if frames > 1 and (not keep or self.stored + frames > self.sizes.full):
             raise ValueError(f"{frames} frames at once, with {self.stored} stored, do not fit into {self.sizes.full}")
-        self._incoming, self._keep, self._is_placed = frames, keep, False
-        if self._places is not None and self.buffers[0] is not None:
-            self._place(self.buffers[0])
+        self._incoming, self._keep, self._places = frames, keep, None
+        if self._made and self.buffers[0] is not None:
+            self._places = self._place(self.buffers[0])
 
     @property
     def key(self) -> tuple | None:
         """All that a call decides on the processor: calls with the same key run the same kernels on the same memory.
         None if the next calls will have other keys."""
         changes = self.top_pages is not None and self.stored < self.sizes.full
-        if changes or self._places is None or not self._is_placed:
+        if changes or self._places is None:
             return None
-        return self._keep, self._incoming, *self._places.sizes, *(t.data_ptr() for t in self.tensors)
+        tensors = (self._places.rows, *self.tensors)
+        return self._keep, self._incoming, *((t.data_ptr(), t.shape) for t in tensors)
 
     def sight(self, layer: int, rope: TimeRope) -> CacheSight:
         """What the frames of the current call see in a layer."""
@@ -129,7 +130,9 @@ class FrameCache:
 
     def _attend_on_device(self, buffer: Buffer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`attend` by kernels that find the rows by themselves: no copies, and nothing that a CUDA graph cannot do."""
-        places = self._places if self._is_placed and self._places is not None else self._place(buffer)
+        if self._places is None:
+            self._places = self._place(buffer)
+        places = self._places
         buffer.put(k[0], v[0], places)
         chosen = None
         if len(places.others):
@@ -152,12 +155,11 @@ class FrameCache:
         ]
         numbers = (slots, (memory.start, stop - memory.start), always, others)
         parts = [np.concatenate(rows), *(np.array(each, np.int64) for each in numbers)]
-        if self._places is not None and self._places.fit(parts):
-            self._places.write(parts)
-        else:
-            self._places = Places(parts, buffer.data.device)
-        self._is_placed = True
-        return self._places
+        sizes = tuple(len(part) for part in parts)
+        if sizes not in self._made:
+            self._made[sizes] = Places(sizes, buffer.data.device)
+        self._made[sizes].write(parts)
+        return self._made[sizes]
 
     def _slots(self) -> list[int]:
         """The pages of the current call's frames."""

@@ -15,20 +15,14 @@ class Places:
     """Tensors on a device: `rows` [S * T] of the call's tokens and `slots` [S], its pages, int64; `seen` int32 [1, 2],
     the first row that it sees and their number; `always` and `others` [n] int64, pages of which some are chosen."""
 
-    def __init__(self, parts: Sequence[np.ndarray], device: torch.device):
-        self.sizes = [len(part) for part in parts]
+    def __init__(self, sizes: Sequence[int], device: torch.device):
         # Made in inference mode they could not be written by a later call without it.
         with torch.inference_mode(False):
-            self._numbers = torch.zeros(sum(self.sizes), dtype=torch.int64, device=device)
+            self._numbers = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
             self.seen = torch.zeros(1, 2, dtype=torch.int32, device=device)
-        self.rows, self.slots, self._seen, self.always, self.others = self._numbers.split(self.sizes)
-        self.write(parts)
-
-    def fit(self, parts: Sequence[np.ndarray]) -> bool:
-        """Whether these have the sizes of what it holds."""
-        return [len(part) for part in parts] == self.sizes
+        self.rows, self.slots, self._seen, self.always, self.others = self._numbers.split(list(sizes))
 
     def write(self, parts: Sequence[np.ndarray]) -> None:
-        """Take other numbers of the same sizes, in the same memory."""
+        """Take the numbers of a call."""
         self._numbers.copy_(torch.from_numpy(np.concatenate(parts)))
         self.seen.copy_(self._seen[None])

@@ -76,6 +76,7 @@ class CachedEngine:
         side = settings.resolution or model.resolution
         width, height = network_size(shape[1], shape[0], side, model.patch)
         dtype = model.origin.dtype
+        # The most is all anchors at once; what graphs of single frames keep on a GPU (layers/kv_cache.py) is below.
         setting = Setting(causal.policy.anchors, height, width, CHUNKS[-1], dtype)
         network = Predictor(model, device, lambda: used_bytes(device)).peak(setting)
         least = 0

@@ -118,17 +118,7 @@ def _rows(at, left, D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr, MASKED:
 
 # One function, tuned apart. With few queries there are few programs, and no tile of theirs suits many queries. Larger
 # tiles spill where operands pass through registers: in float32, and where a head is padded.
-_MANY = (
-    (64, 128, 4, 3),
-    (64, 128, 4, 2),
-    (64, 64, 4, 3),
-    (64, 64, 4, 2),
-    (64, 64, 4, 4),
-    (128, 128, 8, 3),
-    (128, 64, 8, 3),
-    (128, 64, 4, 3),
-    (128, 128, 8, 2),
-)
+_MANY = ((64, 128, 4, 3), (64, 64, 4, 3), (128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 3), (64, 32, 4, 2))
 _many = _tuned(*_MANY)(_attend)
 _small = _tuned((128, 64, 8, 3), (64, 32, 4, 2), (32, 32, 4, 2))(_attend)
-_few = _tuned((16, 128, 8, 3), (16, 64, 8, 3), (16, 64, 4, 3), (16, 32, 4, 2))(_attend)
+_few = _tuned((16, 64, 8, 3), (16, 128, 8, 3), (16, 64, 4, 3), (16, 32, 4, 2))(_attend)
