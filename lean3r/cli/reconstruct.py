@@ -79,7 +79,7 @@ class Reconstruct:
     """Compile the network's blocks on first use (torch.compile); worth it for long or repeated work."""
 
     cuda_graphs: Annotated[bool, option()] = False
-    """NVIDIA GPU: replay the network as a CUDA graph, for up to 8 pictures of the same number and size."""
+    """NVIDIA GPU: replay the network as a CUDA graph, for up to 32 pictures of the same number and size."""
 
     parallel: Annotated[bool, option()] = False
     """Share the views out among the processes that torchrun starts, for scenes too large for one card."""

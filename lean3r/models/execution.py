@@ -56,7 +56,7 @@ def accelerate(model: Backbone, *, compile: bool = False, cuda_graphs: bool = Fa
     """Compile the blocks of a model's encoder and trunk at their first run, replay `encode` as CUDA graphs, or both.
 
     Parameters keep their names and places; copies of the model are not accelerated. A graph is recorded for every new
-    number or size of pictures up to 8 (models/graphs.py), so graphs pay off only if these stay the same. Compiled,
+    number or size of pictures up to 32 (models/graphs.py), so graphs pay off only if these stay the same. Compiled,
     results agree up to rounding; graphs change no bit. UsageError for graphs on a CPU, and for compilation without a
     C++ compiler.
     """

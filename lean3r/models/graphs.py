@@ -15,7 +15,7 @@ from lean3r.models.base import Backbone, check_views
 from lean3r.recorded import Captured, capture, casts
 from lean3r.types import Tokens, Views
 
-MOST_VIEWS = 32  # beyond, even kernels of quantised layers take longer than their launches
+MOST_VIEWS = 32  # beyond, launches matter less, and a recording keeps as much memory as the run takes
 MOST_GRAPHS = 4  # each keeps the working memory of a run
 
 

@@ -8,11 +8,18 @@ from typing import Any
 from docs.markdown import result, table
 
 FORMS = {
+    "dense-graphs": "dense, as CUDA graphs",
     "gsa": "`gsa`",
+    "gsa-graphs": "the same, as CUDA graphs",
     "gsa-pooled": "`gsa, special=pooled`",
+    "gsa-regions": "`gsa, special=pooled, regions=64`",
     "gsa-pooled-fp8": "`gsa, special=pooled`, and `fp8`",
+    "gsa-pooled-fp8-graphs": "the same, as CUDA graphs",
+    "gsa-regions-fp8": "`gsa, special=pooled, regions=64`, and `fp8`",
     "fp8": "`fp8`",
+    "fp8-graphs": "the same, as CUDA graphs",
 }
+RUNS = ("first", "later", "models")
 LAYER = {
     "gsa": "`gsa`",
     "gsa, special tokens pooled": "`gsa, special=pooled`",
@@ -21,8 +28,8 @@ LAYER = {
 
 
 def rows_of(part: str) -> dict[str, dict[str, Any]]:
-    """Rows with a time, by name; those of the later kernels in the place of the first."""
-    every = (row for kind in ("first", "later") for row in result("gpu")[kind]["rows"])
+    """Rows with a time, by name; those of later runs in the place of the first."""
+    every = (row for kind in RUNS for row in result("gpu")[kind]["rows"])
     return {row["row"]: row for row in every if row["part"] == part and "ms" in row}
 
 

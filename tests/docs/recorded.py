@@ -324,7 +324,7 @@ ROWS: dict[str, tuple[str | None, Figures]] = {
         None,
         lambda r: [
             f"{row['row']}: {row['ms']:.4g} ms"
-            for kind in ("first", "later")
+            for kind in ("first", "later", "models")
             for row in r[kind]["rows"]
             if "ms" in row and row["part"] in ("layer", "pi3") and "1024" in row["row"]
         ],

@@ -17,7 +17,7 @@ from lean3r.models.nano import Nano, NanoConfig
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "gpu"
-PARTS = ("smoke", "layer", "fp8_linears", "pi3", "vggt", "da3-large", "train", "one_step")
+PARTS = ("smoke", "layer", "fp8_linears", "pi3", "stream_steps", "vggt", "da3-large", "train", "one_step")
 
 
 def run_all(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
