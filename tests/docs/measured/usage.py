@@ -161,8 +161,8 @@ MEMORY = Page(
         ("the prediction is between {:.1f} % below and {:.1f} % above the measurement", memory),
         (
             "`encode` of Pi3 was {:.1f} and {:.1f} times as fast with 1 picture of 336 x 504 pixels, {:.1f} and {:.1f} "
-            "times with 2, and {:.1f} and {:.1f} times with 8; with 32, dense gains nothing, a plan of `gsa` and `fp8` up "
-            "to {:.1f} times",
+            "times with 2, and {:.1f} and {:.1f} times with 8; with 32, dense gains nothing, a plan of `gsa` and `fp8` "
+            "up to {:.1f} times",
             replayed,
         ),
     ],
