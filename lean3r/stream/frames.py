@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from lean3r.errors import InputError
+from lean3r.errors import InputError, UsageError
 from lean3r.inputs.arrays import pixels_of
 from lean3r.inputs.decoding import TURNS, own_pixel_limit
 from lean3r.inputs.listing import Still, find_pictures
@@ -31,16 +32,20 @@ PICTURE_S = 1.0  # between pictures without times
 SHORTEST_S = 1e-3  # between frames whose times do not grow
 QUEUE = 64  # frames of a live source that may wait
 LARGEST_SIDE = 1 << 14
+LOOK = 8  # columns and rows to which a picture is reduced, to know it again
+ALIKE = 8  # levels of 256 by which two decoders may differ there
 
 
 class Mark(NamedTuple):
     """Where a source goes on behind a frame: the number of the next frame, the time of the last one, the `place` in the
-    source (inputs that are done, frames of the next input that are), and what is added to its times."""
+    source (inputs that are done, frames of the next input that are), what is added to its times, and how its first
+    picture looks."""
 
     next: int = 0
     last_s: float = -np.inf
     place: tuple[int, int] = (0, 0)
     offset_s: float | None = 0.0  # None: the first frame follows the last one of another source
+    first: Sequence[int] | None = None
 
 
 class Source:
@@ -49,14 +54,16 @@ class Source:
     The input is a path or several (a video, a folder, pictures, a zip archive), `camera:0` or `/dev/video0`, or an
     iterable of pictures (PIL images, arrays, tensors, frames of PyAV) or of pairs of a time in seconds and a picture.
     Frames that cannot be used are left out. `notes` says what was wrong, each kind once, with its number. Iterating
-    again goes on where it stopped.
+    again goes on where it stopped. UsageError if files do not begin with the picture that the mark knows.
     """
 
     def __init__(self, source: Any, mark: Mark | None = None) -> None:
         self.counts: dict[str, int] = {}
         self.name, self.is_file = self.describe(source)
         self.is_live = self.name.startswith(CAMERA)
-        self._index, self._last_s, self._place, self._offset_s = mark or Mark()
+        self._index, self._last_s, self._place, self._offset_s, self._first = mark or Mark()
+        if self.is_file and self._first is not None:
+            self._check_first(source)
         self._latest_s = self._last_s
         self._marks: deque[Mark] = deque()  # of the frames that were not asked for yet
         self._is_cut = False  # before the next frame
@@ -79,11 +86,21 @@ class Source:
             self._latest_s = max(self._latest_s, time_s)
             if time_s <= self._last_s:
                 time_s = self._last_s + SHORTEST_S
+            self._first = self._first or look_of(image)
             frame = Frame(self._index, time_s, image, self._is_cut, self._bars)
             self._is_cut = False
             self._index, self._last_s = self._index + 1, time_s
-            self._marks.append(Mark(self._index, time_s, self._place, self._offset_s))
+            self._marks.append(Mark(self._index, time_s, self._place, self._offset_s, self._first))
             yield frame
+
+    def _check_first(self, source: Any) -> None:
+        """Another film or folder may have the same name."""
+        found = next(iter(Source(source)), None)
+        if found is None or np.abs(np.subtract(look_of(found.image), self._first or ())).mean() > ALIKE:
+            raise UsageError(
+                f"{self.name} does not begin with the picture that this stream began with: it is another film or "
+                "folder. Give the same one to go on, or another -o (or --overwrite) to begin anew."
+            )
 
     def behind(self, index: int) -> Mark:
         """Where the source goes on behind a frame that it gave; asked for in order."""
@@ -286,6 +303,12 @@ def paths_of(source: Any) -> list[str | Path]:
         return []
     paths = [source] if isinstance(source, str | PathLike) else source
     return [Path(path) if isinstance(path, PathLike) else path for path in paths]
+
+
+def look_of(image: np.ndarray) -> tuple[int, ...]:
+    """A picture [H, W, 3] in LOOK x LOOK x 3 numbers."""
+    small = Image.fromarray(image).resize((LOOK, LOOK), Image.Resampling.BOX)
+    return tuple(np.asarray(small).reshape(-1).tolist())
 
 
 def _plain(value: Any) -> Any:

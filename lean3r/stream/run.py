@@ -402,4 +402,4 @@ class Stream:
 
 def mark_of(checkpoint: Mapping[str, Any]) -> Mark:
     """Where the source goes on behind a checkpoint."""
-    return Mark(**{name: checkpoint[name] for name in Mark._fields})
+    return Mark(**{name: checkpoint[name] for name in Mark._fields if name in checkpoint})

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import lean3r
+from lean3r.errors import UsageError
 from lean3r.stream import run as running
 from lean3r.stream.frames import Live, Mark, Source
 from stream.test_stream import SMALL, film, run, written
@@ -102,6 +103,27 @@ def test_a_folder_with_a_damaged_picture_is_resumed_with_the_same_result(
 
     assert (taken("whole"), taken("cut", 20), taken("cut", resume=True)) == (38, 19, 38)
     assert written(tmp_path / "cut") == written(tmp_path / "whole")
+
+
+def test_another_film_of_the_same_name_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "SAVING", 1e9)  # a checkpoint for every window
+    film(tmp_path / "film.mkv", 40)
+
+    def taken(most: int | None = None, *, resume: bool = False) -> int:
+        stream = lean3r.stream(
+            Steps(), tmp_path / "film.mkv", tmp_path / "out", options=SMALL, refine="off", resume=resume
+        )
+        return list(itertools.islice(stream, most))[-1].index
+
+    assert taken(20) == 19
+    before = written(tmp_path / "out")
+    (tmp_path / "film.mkv").rename(tmp_path / "own.mkv")
+    film(tmp_path / "film.mkv", 40, start=20)
+    with pytest.raises(UsageError, match="another film or folder"):
+        taken(resume=True)
+    assert written(tmp_path / "out") == before
+    (tmp_path / "own.mkv").rename(tmp_path / "film.mkv")
+    assert taken(resume=True) == 39
 
 
 def test_a_cut_is_kept_when_its_frame_is_dropped(tmp_path: Path) -> None:

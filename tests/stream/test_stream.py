@@ -417,12 +417,12 @@ def test_memory_gives_the_window(tmp_path: Path) -> None:
         next(iter(lean3r.stream(model, walk(2), memory="50MB", resolution=128, refine="off", points=points)))
 
 
-def film(path: Path, count: int) -> None:
-    """A video of the walk, without loss."""
+def film(path: Path, count: int, start: int = 0) -> None:
+    """A video of the walk from one of its frames on, without loss."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=10)
         stream.width, stream.height, stream.pix_fmt = 160, 112, "bgr0"
-        for _, image in walk(count):
+        for _, image in list(walk(start + count))[start:]:
             for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():
