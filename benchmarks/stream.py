@@ -21,13 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from common import ROOT, command, hardware, write_result
+from stream_films import FILMED, filmed
 from walks import Scan, Walk, errors, revisits, write
 
 from lean3r.inputs.trajectory import Trajectory, read_trajectory
@@ -51,23 +50,8 @@ WALKS = {
     "every second frame": [],
     "two takes": [],
     "half size": [],
-}
-
-
-class Filmed(NamedTuple):
-    """The same walk filmed differently: which of its frames, turned by so many quarters, so many times smaller."""
-
-    frames: Sequence[int]
-    turns: int = 0
-    shrink: int = 1
-
-
-FILMED = {
-    "on its side": Filmed(range(200), turns=1),
-    "backwards": Filmed(range(199, -1, -1)),
-    "every second frame": Filmed(range(0, 200, 2)),
-    "two takes": Filmed((*range(110), *range(199, 109, -1))),  # a cut; the second take comes back to the first
-    "half size": Filmed(range(200), shrink=2),
+    "bent": [],
+    "bent, lens known": ["--intrinsics", "LENS"],
 }
 
 
@@ -118,39 +102,19 @@ def of_walk(film: Path, out: Path, options: list[str], truth: Trajectory) -> tup
     return figures, found.world_from_cam
 
 
-def filmed(film: Path, truth: Trajectory, how: Filmed, out: Path) -> Trajectory:
-    """Write a film's frames in another order, turned and shrunk; where the camera was."""
-    import av
-    from PIL import Image
-
-    with av.open(str(film)) as file:
-        whole = [np.rot90(frame.to_ndarray(format="rgb24"), how.turns) for frame in file.decode(video=0)]
-        taken = [np.asarray(Image.fromarray(whole[number]).reduce(how.shrink)) for number in how.frames]
-        rate = file.streams.video[0].average_rate
-    height, width = taken[0].shape[:2]
-    with av.open(str(out), "w") as file:
-        # Without loss: the same film each time.
-        stream = file.add_stream("ffv1", rate=rate, width=width, height=height, pix_fmt="bgr0")
-        for image in taken:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image))))
-        file.mux(stream.encode())
-    turn = np.linalg.matrix_power(np.array([[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), how.turns)
-    poses = truth.world_from_cam[list(how.frames)] @ turn
-    return replace(truth, times_s=truth.times_s[: len(taken)], world_from_cam=poses)
-
-
 def of_taken(video: Path, name: str) -> dict[str, Any]:
     """A row of the walk that a person took."""
     options = WALKS[name]
     camera = json.loads((video / "office_walk_camera.json").read_text())
     four = ",".join(str(camera[key]) for key in ("fx", "fy", "cx", "cy"))
-    given = [four if option == "CAMERA" else option for option in options]
     truth = read_trajectory(video / "office_walk_poses_tum.txt")
     with tempfile.TemporaryDirectory() as folder:
-        film = video / "office_walk.mp4"
+        film, lens = video / "office_walk.mp4", Path(folder) / "lens.json"
         if name in FILMED:
             taken, film = film, Path(folder) / "walk.mkv"
-            truth = filmed(taken, truth, FILMED[name], film)
+            truth = filmed(taken, truth, FILMED[name], film, camera)
+            lens.write_text(json.dumps(FILMED[name].camera(camera["width"], camera["height"])))
+        given = [{"CAMERA": four, "LENS": str(lens)}.get(option, option) for option in options]
         figures, _ = of_walk(film, Path(folder) / "out", given, truth)
     if name in FILMED:  # a row of errors
         figures = {key: value for key, value in figures.items() if key not in ("delay_s", "wall_s", "cpu_s")}
