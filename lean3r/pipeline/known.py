@@ -13,7 +13,7 @@ from torch import Tensor
 from lean3r.errors import InputError
 from lean3r.geometry.align import align_cameras
 from lean3r.geometry.camera import transform_intrinsics
-from lean3r.geometry.lens import Optics
+from lean3r.geometry.lens import Optics, bends_lines
 from lean3r.geometry.photo_scale import Shown, photo_scale
 from lean3r.geometry.pose import camera_centers, make_pose
 from lean3r.inputs.cameras import read_given, read_intrinsics
@@ -208,7 +208,7 @@ def known_record(known: Known, given: Given | None, read: frozenset[str]) -> dic
         if given is None
         else {
             "intrinsics": int(given.has_intrinsics.sum()),
-            "distortion": sum(lens is not None for lens in given.lenses),
+            "distortion": sum(lens is not None and bends_lines(lens) for lens in given.lenses),
             "cam_from_world": int(given.has_pose.sum()),
         }
     )

@@ -25,7 +25,7 @@ from lean3r.geometry.rotation import so3_exp
 from lean3r.inputs.cameras import GivenCamera, GivenCameras, open_colmap
 from lean3r.inputs.pictures import Pictures
 from lean3r.options import PointOptions
-from lean3r.pipeline.known import Given, place_in_world, with_cameras, with_resolution
+from lean3r.pipeline.known import Given, known_record, place_in_world, with_cameras, with_resolution
 from lean3r.pipeline.options import CameraOptions, Part
 from lean3r.types import Known, Lens, Prediction, Views
 
@@ -379,3 +379,13 @@ def test_quiet_models_say_nothing_without_cameras(folder: Path, caplog: pytest.L
     with caplog.at_level(logging.WARNING, "lean3r"):
         reconstruct("vggt", folder, None)
     assert not [r for r in caplog.records if "known" in r.getMessage()]
+
+
+def test_a_stated_pinhole_counts_as_no_distortion() -> None:
+    straight = Lens("PINHOLE", (100.0, 101.0, 60.0, 45.0))
+    bent = Lens("OPENCV", (100.0, 101.0, 60.0, 45.0, -0.1, 0.0, 0.0, 0.0))
+    unbent = Lens("OPENCV", (100.0, 101.0, 60.0, 45.0, 0.0, 0.0, 0.0, 0.0))
+    has, eye = torch.ones(4, dtype=torch.bool), torch.eye(4).expand(4, 4, 4)
+    given = Given(eye, ~has, eye[:, :3, :3], has, (straight, bent, unbent, None))
+    known = Known(intrinsics=torch.eye(3).expand(1, 4, 3, 3))
+    assert known_record(known, given, frozenset())["views"] == {"intrinsics": 4, "distortion": 1}
