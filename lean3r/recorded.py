@@ -101,8 +101,8 @@ class Recorder:
         return Recorder()
 
     def __call__(self, key: Hashable, run: Callable[..., R], *inputs: Tensor, name: str) -> R:
-        """run(*inputs), a dataclass of tensors and other values. With gradients, and where recording failed, which is
-        logged once, it runs as without graphs."""
+        """run(*inputs), a dataclass of tensors and other values. With gradients, and where recording failed or found no
+        memory, which is logged, it runs as without graphs."""
         if torch.is_grad_enabled():
             return run(*inputs)
         key = (key, *((tuple(x.shape), x.dtype, x.device) for x in inputs), casts(inputs[0].device))
@@ -114,7 +114,12 @@ class Recorder:
                 del self._found[next(iter(self._found))]
             with torch.inference_mode(False), torch.no_grad():
                 fixed = tuple(x.clone() for x in inputs)
-            self._found[key] = fixed, capture(lambda: run(*fixed), inputs[0], name)
+            try:
+                captured = capture(lambda: run(*fixed), inputs[0], name)
+            except torch.OutOfMemoryError:  # of the graph: the run alone has room
+                logger.warning("%s runs without CUDA graphs: there is no memory for what they keep", name)
+                captured = None
+            self._found[key] = fixed, captured
         fixed, captured = self._found[key]
         if captured is None:
             return run(*inputs)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from contracts.tiny import tiny
 from torch import Tensor
 
+from lean3r import recorded
 from lean3r.layers import attention, causal, kv_cache
 from lean3r.layers.frames import CachePolicy
 from lean3r.layers.kv_cache import CacheSizes, FrameCache
@@ -125,3 +126,18 @@ def test_a_question_and_a_saved_state_leave_no_trace(on_device: None, monkeypatc
         if number == 9:
             stream = stream.fork()
     same(found, expected)
+
+
+def test_steps_without_memory_for_a_graph_are_plain(
+    on_device: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stand_in(monkeypatch)
+    expected, _ = streamed(POLICIES["all keyframes"])
+
+    def without_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(recorded, "capture", without_memory)
+    found, _ = streamed(POLICIES["all keyframes"])
+    same(found, expected)
+    assert "there is no memory for what they keep" in caplog.text
