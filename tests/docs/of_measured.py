@@ -228,6 +228,8 @@ STREAMED = {
     "every second frame": "every second frame of it",
     "two takes": "two takes: half of it, a cut, the rest backwards",
     "half size": "in half its size, 270x180 pixels",
+    "bent": "through a lens that bends lines (k1 -0.2)",
+    "bent, lens known": "the same, `--intrinsics` with `k1`",
     "not refined": "`--refine off`",
 }
 """Row of stream.json -> what the page calls it."""
