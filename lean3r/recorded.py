@@ -39,22 +39,28 @@ class Captured(Generic[T]):
 
 def capture(run: Callable[[], T], like: Tensor, name: str) -> Captured[T] | None:
     """Run and record on the device of `like`; None, and a warning, where something asks the GPU for a value or copies
-    to it meanwhile."""
+    to it meanwhile, or where there is no memory for what a graph keeps."""
     with torch.cuda.device_of(like), _casts_not_kept(), noting() as kept:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                run()
-        torch.cuda.current_stream().wait_stream(stream)
+        main, aside = torch.cuda.current_stream(), _stream(like.device, "recording")
+        aside.wait_stream(main)
+        try:
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UP):
+                    run()
+        finally:
+            main.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # The outer context brings back the stream where the inner one fails to. Torch's own stream for graphs is on
+            # one device only.
+            with (
+                torch.cuda.stream(main),
+                torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"),
+            ):
                 result = run()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            reason = next(iter(str(error).splitlines()), "")
+        except RuntimeError as error:  # lack of memory among them: the run alone had room
+            cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+            reason = next(iter(str(cause).splitlines()), "")
             logger.warning("%s runs without CUDA graphs, which cannot be recorded: %s", name, reason)
             return None
     return Captured(graph, result, kept)
@@ -66,19 +72,21 @@ def together(first: Callable[[], T], second: Callable[[], R], like: Tensor) -> t
     if not like.is_cuda:
         return first(), second()
     with torch.cuda.device_of(like):
-        main, beside = torch.cuda.current_stream(), _beside(torch.cuda.current_device())
+        main, beside = torch.cuda.current_stream(), _stream(like.device, "beside")
         beside.wait_stream(main)  # also orders the next use of memory that is given back to this stream
-        with torch.cuda.stream(beside):
-            found = first()
-        other = second()
-        main.wait_stream(beside)
+        try:
+            with torch.cuda.stream(beside):
+                found = first()
+            other = second()
+        finally:
+            main.wait_stream(beside)
     return found, other
 
 
 @lru_cache
-def _beside(device: int) -> torch.cuda.Stream:
-    """Always the same, so that what libraries keep for each stream exists before a graph is recorded."""
-    return torch.cuda.Stream(device)
+def _stream(device: torch.device, use: str) -> torch.cuda.Stream:
+    """Of the current device, always the same for a use: libraries keep working memory for each stream that they saw."""
+    return torch.cuda.Stream()
 
 
 def casts(device: torch.device) -> torch.dtype | None:
@@ -94,16 +102,17 @@ class Recorder:
     """
 
     def __init__(self) -> None:
-        self._found: dict[Hashable, tuple[tuple[Tensor, ...], Captured[Any] | None]] = {}
+        self._found: dict[Hashable, tuple[tuple[Tensor, ...], Captured[Any]]] = {}
         self._seen: deque[Hashable] = deque(maxlen=MOST)  # called once, lately
+        self._fails = False
 
     def __deepcopy__(self, memo: dict) -> Recorder:
         return Recorder()
 
     def __call__(self, key: Hashable, run: Callable[..., R], *inputs: Tensor, name: str) -> R:
-        """run(*inputs), a dataclass of tensors and other values. With gradients, and where recording failed or found no
-        memory, which is logged, it runs as without graphs."""
-        if torch.is_grad_enabled():
+        """run(*inputs), a dataclass of tensors and other values. With gradients, and once recording failed, which is
+        logged, it runs as without graphs."""
+        if self._fails or torch.is_grad_enabled():
             return run(*inputs)
         key = (key, *((tuple(x.shape), x.dtype, x.device) for x in inputs), casts(inputs[0].device))
         if key not in self._found:
@@ -114,15 +123,12 @@ class Recorder:
                 del self._found[next(iter(self._found))]
             with torch.inference_mode(False), torch.no_grad():
                 fixed = tuple(x.clone() for x in inputs)
-            try:
-                captured = capture(lambda: run(*fixed), inputs[0], name)
-            except torch.OutOfMemoryError:  # of the graph: the run alone has room
-                logger.warning("%s runs without CUDA graphs: there is no memory for what they keep", name)
-                captured = None
+            captured = capture(lambda: run(*fixed), inputs[0], name)
+            self._fails = captured is None
+            if captured is None:
+                return run(*inputs)
             self._found[key] = fixed, captured
-        fixed, captured = self._found[key]
-        if captured is None:
-            return run(*inputs)
+        fixed, captured = self._found[key] = self._found.pop(key)  # the one that was used last is behind all others
         for held, given in zip(fixed, inputs, strict=True):
             held.copy_(given)
         captured.graph.replay()

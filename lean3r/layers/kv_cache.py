@@ -1,6 +1,7 @@
 """What a causal network keeps of the frames of a stream, and what each new frame sees of it.
 
-On a GPU kernels read from the device where keys lie (layers/places.py), and a step is replayed as a CUDA graph.
+On a GPU kernels read from the device where keys lie (layers/places.py), but for those in FP8, so that a step of
+LingBot-Map can be replayed as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lean3r.layers.frames import CachePolicy, Pages
 from lean3r.layers.kv_buffer import DTYPES, Buffer, CacheSizes
 from lean3r.layers.places import Places
 from lean3r.layers.time_rope import TimeRope
-from lean3r.ops.span_attention import span_attention
+from lean3r.ops.span_attention import has_kernel, span_attention
 from lean3r.recorded import Recorder
 from lean3r.tracing import without_autocast
 from lean3r.types import TokenLayout
@@ -63,7 +64,7 @@ class FrameCache:
         if changes or self._places is None:
             return None
         tensors = (self._places.rows, *self.tensors)
-        return self._keep, self._incoming, *((t.data_ptr(), t.shape) for t in tensors)
+        return self._incoming, *((t.data_ptr(), t.shape) for t in tensors)
 
     def sight(self, layer: int, rope: TimeRope) -> CacheSight:
         """What the frames of the current call see in a layer."""
@@ -218,6 +219,7 @@ class FrameCache:
             buffers.append(buffer)
         self.buffers, self.stored = buffers, stored
         self._incoming, self._keep = 0, False
+        self._places, self._made = None, {}
 
 
 class CacheSight:
@@ -236,7 +238,8 @@ class CacheSight:
 
 
 class StreamCache:
-    """All that a stream keeps: of the global blocks (`blocks`) and of the camera head (`camera`), which drops none."""
+    """All that a stream keeps: of the global blocks (`blocks`) and of the camera head (`camera`), which drops none; and
+    graphs of its steps (`recorder`), which know these by their addresses."""
 
     def __init__(self, policy: CachePolicy, blocks: CacheSizes, camera: CacheSizes):
         self.policy = policy
@@ -300,6 +303,7 @@ class StreamCache:
             cache.restore(own, device)
 
 
-def reads_on_device(x: Tensor) -> bool:
-    """Whether attention reads on its device where keys lie; elsewhere slices of the buffers are as fast."""
-    return x.is_cuda
+def reads_on_device(q: Tensor) -> bool:
+    """Whether attention of q [1, H, N, D] reads where keys lie by numbers on the device; else it gets slices of the
+    buffers, which are as fast on a CPU."""
+    return q.is_cuda and not torch.is_grad_enabled() and has_kernel(q[0])

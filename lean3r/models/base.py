@@ -312,7 +312,7 @@ def check_views(views: Views, patch: int) -> None:
     if not views.images.is_floating_point():
         raise UsageError(f"got pixels of type {views.images.dtype}, expected floating-point numbers from 0 to 1.")
     if is_recorded(views.images):
-        return  # models/graphs.py has checked the values, and an exported graph cannot
+        return  # whoever records has checked the values, and an exported graph cannot
     broken = (~torch.isfinite(views.images)).flatten(2).any(-1).nonzero()
     if len(broken):
         raise InputError(f"view {int(broken[0, 1])} has NaN or infinite pixels; leave it out or read it again.")

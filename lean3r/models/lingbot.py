@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lean3r.geometry.pose import invert_pose
 from lean3r.geometry.pose_encoding import decode_intrinsics, decode_pose
 from lean3r.heads.iterative import CausalCamera
-from lean3r.layers.block import BlockOptions
+from lean3r.layers.block import Block, BlockOptions
 from lean3r.layers.causal import CausalTrunk, FrameSight, Sight
 from lean3r.layers.embed import imagenet
 from lean3r.layers.frames import TRAINED, CachePolicy, FrameTable
@@ -126,16 +126,17 @@ class LingbotMap(Vggt):
         rope = TimeRope(range(before, before + count))
         check_views(views, self.patch)
         cache.begin(count, keep=keep)
-        if cache.key is None:  # on a GPU, steps of a settled stream differ by numbers on the device alone
+        if cache.key is None or views.mask is not None:
             prediction = self._advance(views, cache, rope, dense)
-        else:
+        else:  # on a GPU, steps of a settled stream differ by numbers on the device alone
             head_dim = self.config.width // self.config.heads
             waves = rope.waves(head_dim, views.images.device)
 
             def run(images: Tensor, waves: Tensor) -> Prediction:
                 return self._advance(Views(images), cache, TimeRope(rope.times, {head_dim: waves}), dense)
 
-            key = cache.key, not before, dense, self.chunk_bytes, self.camera_token.data_ptr()
+            weights = tuple(cast(Block, block).attn.qkv.weight.data_ptr() for block in self.trunk.blocks)
+            key = cache.key, not before, dense, self.chunk_bytes, weights
             prediction = cache.recorder(key, run, views.images, waves, name=self.name)
         cache.end()
         return prediction

@@ -198,7 +198,7 @@ class CachedEngine:
 
     def _begin_again(self) -> None:
         """A new cache, with the last keyframes as its anchors, joined to the old one by them."""
-        old = list(self._recent)
+        old, self._cache = list(self._recent), None  # before the next one takes as much memory
         cache = CacheStream(self.model, self.policy_of(old[0].keyframe.size))
         found = [each for result in old for each in cache.push(result.image)] + ([] if cache.stored else cache.finish())
         new = [_result(r.keyframe, Picture(r.source, r.image), each) for r, each in zip(old, found, strict=True)]

@@ -65,7 +65,7 @@ def operator_by_operator(function: Callable) -> Callable:
 
 
 @contextmanager
-def _capture(graph: Graph) -> Iterator[None]:
+def _capture(graph: Graph, **_: object) -> Iterator[None]:
     _Capture.active = True
     try:
         with _Capture(graph):

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from lean3r.errors import UsageError
-from lean3r.ops.dispatch import Implementation, choose, too_large
+from lean3r.ops.dispatch import Implementation, choose, too_large, why_not_triton
 from lean3r.ops.registered import operator
 from lean3r.ops.span_attention.reference import reference
 
-__all__ = ["span_attention"]
+__all__ = ["FEW", "has_kernel", "span_attention"]
 
+FEW = 16  # queries that one program of the kernel takes, in tiles that fit every card
 _MAX_HEAD_DIM = 128
 
 
@@ -62,7 +63,14 @@ def _run(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, scale: float, implement
 
 def _unsupported(q: Tensor) -> str | None:
     dim = q.shape[-1]
-    return f"head_dim {dim} is above {_MAX_HEAD_DIM}" if dim > _MAX_HEAD_DIM else too_large(q)
+    if dim > _MAX_HEAD_DIM:
+        return f"head_dim {dim} is above {_MAX_HEAD_DIM}"
+    return None if q.shape[1] <= FEW else too_large(q)
+
+
+def has_kernel(q: Tensor) -> bool:
+    """Whether the kernel serves queries [H, N, D] on their GPU; the reference copies keys, and waits for the GPU."""
+    return q.is_cuda and why_not_triton((q,)) is None and _unsupported(q) is None
 
 
 def _shapes(q: Tensor, *_) -> Tensor:

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lean3r.ops.span_attention import FEW
 from lean3r.ops.tiles import LOG2_E, fitting, last_dim_dense, launch, place
 
-FEW = 16  # queries that one program takes
 LONG, TALL = 4096, 4096  # rows of a buffer, and queries, from which on the autotuner learns anew
 
 
