@@ -6,6 +6,7 @@ from __future__ import annotations
 import traceback
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ PACKAGE = str(Path(lean3r.__file__).parent)
 
 
 class Crossings(TorchDispatchMode):
-    """Notes where in the package tensors go from one device to another."""
+    """Notes where in the package tensors go from one device to another, or are made of numbers of the processor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,6 +40,19 @@ class Crossings(TorchDispatchMode):
             stack = [f for f in traceback.extract_stack() if f.filename.startswith(PACKAGE)]
             self.places.append(f"{function.overloadpacket.__name__} in {stack[-1].filename}, line {stack[-1].lineno}")
         return result
+
+    def __enter__(self) -> Self:
+        self.before = torch.tensor, Tensor.new_tensor  # which on "meta" look as if they brought nothing
+        torch.tensor = Tensor.new_tensor = self._refuse  # type: ignore[assignment]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch.tensor, Tensor.new_tensor = self.before  # type: ignore[method-assign]
+        super().__exit__(*error)
+
+    @staticmethod
+    def _refuse(*arguments: object, **named: object) -> Tensor:
+        raise AssertionError(f"a tensor of numbers: {arguments}")
 
 
 @pytest.fixture(autouse=True)
