@@ -3,6 +3,7 @@ not be recorded. The device is torch's "meta", which knows shapes only."""
 
 from __future__ import annotations
 
+import copy
 import traceback
 from contextlib import nullcontext
 from pathlib import Path
@@ -69,7 +70,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["vggt", "pi3", "pi3x", "da3-large", "da3mono-large"])
 def test_encode_brings_nothing(name: str) -> None:
-    model = tiny(name).to("meta")
+    model = copy.deepcopy(tiny(name)).to("meta")
     views = Views(torch.empty(1, 3, 3, 2 * model.patch, 3 * model.patch, device="meta"))
     with torch.no_grad():
         model.encode(views)
@@ -82,7 +83,7 @@ def test_encode_brings_nothing(name: str) -> None:
 def test_a_step_of_a_stream_brings_nothing_but_its_numbers(
     policy: CachePolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny("lingbot-map").to("meta")
+    model = copy.deepcopy(tiny("lingbot-map")).to("meta")
     assert isinstance(model, LingbotMap)
     monkeypatch.setattr(lingbot, "together", lambda first, second, like: (first(), second()))
     monkeypatch.setattr(Recorder, "__call__", lambda self, key, run, *inputs, name: run(*inputs))
