@@ -8,11 +8,10 @@ from torch import Tensor
 from lean3r.errors import UsageError
 from lean3r.ops.dispatch import Implementation, choose, too_large, why_not_triton
 from lean3r.ops.registered import operator
-from lean3r.ops.span_attention.reference import reference
+from lean3r.ops.span_attention.reference import FEW, reference
 
-__all__ = ["FEW", "has_kernel", "span_attention"]
+__all__ = ["has_kernel", "span_attention"]
 
-FEW = 16  # queries that one program of the kernel takes, in tiles that fit every card
 _MAX_HEAD_DIM = 128
 
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lean3r.ops.span_attention import FEW
+from lean3r.ops.span_attention.reference import FEW
 from lean3r.ops.tiles import LOG2_E, fitting, last_dim_dense, launch, place
 
 LONG, TALL = 4096, 4096  # rows of a buffer, and queries, from which on the autotuner learns anew
