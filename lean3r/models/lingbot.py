@@ -124,11 +124,11 @@ class LingbotMap(Vggt):
         """
         count, before = views.images.shape[1], cache.blocks.stored
         rope = TimeRope(range(before, before + count))
-        check_views(views, self.patch)
         cache.begin(count, keep=keep)
         if cache.key is None or views.mask is not None:
             prediction = self._advance(views, cache, rope, dense)
         else:  # on a GPU, steps of a settled stream differ by numbers on the device alone
+            check_views(views, self.patch)  # its questions to the GPU cannot be recorded
             head_dim = self.config.width // self.config.heads
             waves = rope.waves(head_dim, views.images.device)
 
