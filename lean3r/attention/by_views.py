@@ -37,6 +37,8 @@ class ByViews(Mechanism):
 
     def __init__(self, stages: Sequence[Stage] = ((2, "merge", {}), (101, "kv_prune", {}))):
         super().__init__()
+        if not stages:
+            raise UsageError("stages are empty; expected (views, mechanism, settings) of one or more, or `dense`")
         self.starts = [check_count("the views of a stage", views) for views, _, _ in stages]
         if self.starts != sorted(set(self.starts)):
             raise UsageError(f"stages start at {self.starts} views; expected ascending numbers")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
 from lean3r.errors import UsageError
 from lean3r.ops.dispatch import describe
+
+MOST = 2**31 - 1  # of whole numbers: products of two fit into a tensor's
 
 
 def format_settings(module: nn.Module, *names: str) -> str:
@@ -35,7 +39,16 @@ def check_flag(name: str, value: bool) -> bool:
 
 
 def check_count(name: str, value: int, least: int = 1) -> int:
-    """Return `value` if it is a whole number of at least `least`; raise UsageError otherwise."""
+    """Return `value` if it is a whole number of at least `least` and at most MOST; raise UsageError otherwise."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UsageError(f"{name} is {value!r}; expected a whole number, {least} or more")
+    if value > MOST:
+        raise UsageError(f"{name} is {value!r}; expected a whole number of at most {MOST:,}")
+    return value
+
+
+def check_deviation(name: str, value: float) -> float:
+    """Return `value` if it can be a standard deviation; raise UsageError otherwise."""
+    if isinstance(value, bool | str) or not 0 <= value < math.inf:
+        raise UsageError(f"{name} is {value!r}; expected a standard deviation, 0 or more")
     return value

@@ -23,7 +23,7 @@ from lean3r.attention.blocks import (
 )
 from lean3r.attention.dense import softmax_attention
 from lean3r.attention.pieces import in_pieces, pieces
-from lean3r.attention.settings import check_count, check_share, format_settings
+from lean3r.attention.settings import check_count, check_deviation, check_share, format_settings
 from lean3r.attention.tokens import without_padding
 from lean3r.errors import UsageError
 from lean3r.ops.block_sparse import KeyValues, check_kv, unsupported
@@ -149,7 +149,7 @@ class SLA(Mechanism):
             raise UsageError("kv='fp8' needs blocks of keys, and mode='token' has none; use mode='block' or kv='full'")
         self.implementation: Implementation = check_implementation(implementation)
         self.proj_lin = nn.Linear(dim // heads, dim // heads, bias=False)
-        nn.init.normal_(self.proj_lin.weight, std=init_std)
+        nn.init.normal_(self.proj_lin.weight, std=check_deviation("init_std", init_std))
         # Part of released checkpoints, but also unused in the release.
         self.lam = nn.Parameter(torch.tensor(0.5), requires_grad=False)
 

@@ -107,10 +107,12 @@ class Settings:
             open_weights(find_weights(file))
         for name, folder in self.clones:
             check_clone(name, Path(folder))
-        for name, least in (("repeats", 1), ("threads", 1), ("limit_s", 0)):
+        for name, least in (("repeats", 1), ("threads", 1)):
             value = getattr(self, name)
             if value is not None and not value >= least:
-                raise UsageError(f"--{name.removesuffix('_s')} is {value}; expected at least {least}.")
+                raise UsageError(f"--{name} is {value}; expected at least {least}.")
+        if not self.limit_s > 0:
+            raise UsageError(f"--limit is {self.limit_s:g}; expected seconds, more than 0.")
         for cell in self.cells():
             for model in self.models:
                 cell.pixels(model)

@@ -83,6 +83,6 @@ def _plot(
                 (x, bottom - round(max(0.0, min(1.0, level)) * PLOT), x + column - 1 - gap, bottom), fill=colour
             )
     if floor is not None:
-        y = bottom - round(floor * PLOT)
+        y = bottom - round(max(0.0, min(1.0, floor)) * PLOT)
         pen.line((LEFT, y, width - GAP, y), fill=CHOSEN)
     return bottom + GAP

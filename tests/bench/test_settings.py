@@ -54,6 +54,7 @@ def test_settings_stay_with_their_plan() -> None:
         ({"devices": ("tpu",)}, "unknown device"),
         ({"dtypes": ("int3",)}, "unknown dtype"),
         ({"repeats": 0}, "--repeats is 0"),
+        ({"limit_s": 0.0}, "--limit is 0; expected seconds, more than 0"),
         ({"threads": 0}, "--threads is 0"),
         ({"weights": (("vggt", "x.safetensors"),)}, "not among --models"),
         ({"whole": "nowhere"}, "does not exist"),

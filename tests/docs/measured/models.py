@@ -33,6 +33,13 @@ def kernels_ms() -> float:
     return found["kernels_ms"]
 
 
+def eight_bits_ms() -> list[float]:
+    """One global layer with keys and values in 8 bits, and in bfloat16, by the kernels of the same run."""
+    rows = {row["row"]: row for row in result("gpu")["first"]["rows"] if row["part"] == "layer"}
+    names = ("gsa, fp8 keys and values", "gsa")
+    return [rows[f"1024 views, 5 special, {name}"]["ms"] for name in names]
+
+
 def worst_of_peers() -> str:
     """The largest difference from an official program in the recorded runs."""
     every = result("peers")["da3-large"], result("peers_amx")["vggt"], result("peers_amx")["pi3"]
@@ -63,6 +70,7 @@ ATTENTION = Page(
             "(AbsRel {:.1f} %, {:.1f} and {:.1f} %)",
             lambda: [regions(64)["one_level"]["abs_rel"], *(regions(n)["two_levels"]["abs_rel"] for n in (64, 16))],
         ),
+        ("takes `gsa` {:.0f} ms with it and {:.0f} ms without", eight_bits_ms),
         ("at 32 views the kernels themselves take {:.0f} ms", lambda: [kernels_ms()]),
     ],
     {
