@@ -7,7 +7,7 @@ A walk is `lean3r stream` in a process of its own, the whole command timed; erro
 frames whose cameras are certain, after one similarity, in centimetres, and of their motion from frame to frame. One
 walk was taken by a person with a headset that tracks; others are rendered and come back to the same places (walks.py).
 In --folder these are kept, and a row that was stopped goes on where it was. The other rows need no data: windows with a
-known similarity, 20 % outlier pixels and one wrong pose; and what stream_long.py measures. Writes
+known similarity, 20 % outlier pixels and one wrong pose; and what stream_long.py and stream_kills.py measure. Writes
 benchmarks/results/stream.json again after each.
 """
 
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from common import ROOT, command, hardware, write_result
 from stream_films import FILMED, filmed
+from stream_kills import PROGRAM, of_kills
 from walks import Scan, Walk, errors, revisits, write
 
 from lean3r.inputs.trajectory import Trajectory, read_trajectory
@@ -38,7 +39,6 @@ sys.path.insert(0, str(ROOT / "tests" / "stream"))
 from stream_long import of_cache, of_long, of_pages, of_rest, of_share
 from test_join import window_pair
 
-PROGRAM = (sys.executable, "-P", "-m", "lean3r")
 WALKS = {
     "not refined": ["--refine", "off"],
     "refined": [],
@@ -75,7 +75,7 @@ RENDERED = {
     "10,000 frames": Rendered(10_000, (192, 144), []),
 }
 SEEDS = 100
-PARTS = ("join", "still", "long", "cache", "pages", "share", "walk", "rendered")
+PARTS = ("join", "still", "long", "cache", "pages", "share", "walk", "killed", "rendered")
 
 
 def of_walk(film: Path, out: Path, options: list[str], truth: Trajectory) -> tuple[dict[str, Any], np.ndarray]:
@@ -200,6 +200,7 @@ def main() -> None:
         "cache": lambda: of_cache(args.long),
         "pages": of_pages,
         "share": of_share,
+        "killed": lambda: of_kills(args.video / "office_walk.mp4"),
     }
     for part in args.only or PARTS:
         if part in simple:

@@ -30,6 +30,7 @@ logger = logging.getLogger("lean3r")
 CAMERA = "camera:"
 PICTURE_S = 1.0  # between pictures without times
 SHORTEST_S = 1e-3  # between frames whose times do not grow
+ANEW_S = 1.0  # behind the last frame: two frames with such times in their order follow a clock that began anew
 QUEUE = 64  # frames of a live source that may wait
 LARGEST_SIDE = 1 << 14
 LOOK = 8  # columns and rows to which a picture is reduced, to know it again
@@ -38,14 +39,15 @@ ALIKE = 8  # levels of 256 by which two decoders may differ there
 
 class Mark(NamedTuple):
     """Where a source goes on behind a frame: the number of the next frame, the time of the last one, the `place` in the
-    source (inputs that are done, frames of the next input that are), what is added to its times, and how its first
-    picture looks."""
+    source (inputs that are done, frames of the next input that are), what is added to its times, how its first
+    picture looks, and the time that the last frame came with, if that did not grow."""
 
     next: int = 0
     last_s: float = -np.inf
     place: tuple[int, int] = (0, 0)
     offset_s: float | None = 0.0  # None: the first frame follows the last one of another source
     first: Sequence[int] | None = None
+    behind_s: float | None = None
 
 
 class Source:
@@ -61,7 +63,7 @@ class Source:
         self.counts: dict[str, int] = {}
         self.name, self.is_file = self.describe(source)
         self.is_live = self.name.startswith(CAMERA)
-        self._index, self._last_s, self._place, self._offset_s, self._first = mark or Mark()
+        self._index, self._last_s, self._place, self._offset_s, self._first, self._behind_s = mark or Mark()
         if self.is_file and self._first is not None:
             self._check_first(source)
         self._latest_s = self._last_s
@@ -80,18 +82,31 @@ class Source:
                 continue
             if self._offset_s is None:
                 self._offset_s = self._last_s + PICTURE_S - time_s
-            time_s += self._offset_s
-            if time_s < self._latest_s:
-                self.note("frames whose time goes back", f"{time_s:.3f} s after {self._latest_s:.3f} s")
-            self._latest_s = max(self._latest_s, time_s)
-            if time_s <= self._last_s:
-                time_s = self._last_s + SHORTEST_S
+            time_s = self._grown(time_s + self._offset_s)
             self._first = self._first or look_of(image)
             frame = Frame(self._index, time_s, image, self._is_cut, self._bars)
             self._is_cut = False
             self._index, self._last_s = self._index + 1, time_s
-            self._marks.append(Mark(self._index, time_s, self._place, self._offset_s, self._first))
+            mark = Mark(self._index, time_s, self._place, self._offset_s, self._first, self._behind_s)
+            self._marks.append(mark)
             yield frame
+
+    def _grown(self, time_s: float) -> float:
+        """The time of a frame behind that of the last one. Where a clock began anew, which the second frame tells,
+        frames are as far apart as it says; a single frame that goes back changes nothing for the others."""
+        if time_s < self._latest_s:
+            self.note("frames whose time goes back", f"{time_s:.3f} s after {self._latest_s:.3f} s")
+        behind_s, self._behind_s = self._behind_s, None
+        if time_s > self._last_s:
+            self._latest_s = max(self._latest_s, time_s)
+            return time_s
+        if behind_s is None or not behind_s < time_s < self._last_s - ANEW_S:
+            self._behind_s = time_s
+            return self._last_s + SHORTEST_S
+        assert self._offset_s is not None
+        self._offset_s += self._last_s - behind_s
+        self._latest_s = self._last_s + time_s - behind_s
+        return self._latest_s
 
     def _check_first(self, source: Any) -> None:
         """Another film or folder may have the same name."""

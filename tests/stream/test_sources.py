@@ -153,3 +153,17 @@ def test_a_frame_whose_time_is_no_number_follows_at_once(bad: float) -> None:
     found = run(frames)
     assert len(found) == 60 and all(np.isfinite(each.cam_from_world).all() for each in found)
     assert [each.timestamp_s for each in Source([image for _, image in frames])] == list(range(60))
+
+
+@pytest.mark.parametrize("stop", [None, 24, 26])
+def test_a_clock_that_begins_anew_goes_on(stop: int | None) -> None:
+    """Also where a source goes on behind the first or second frame of the new clock. One frame is far ahead."""
+    times_s = [*(20 + i / 10 for i in range(25)), *(i / 10 for i in range(10)), 90.0, *(1 + i / 10 for i in range(5))]
+    source = Source(list(zip(times_s, [frame(0)] * 41, strict=True)))
+    found = [each.timestamp_s for each in itertools.islice(source, stop)]
+    if stop is not None:
+        marked = source.behind(stop - 1)
+        found += [each.timestamp_s for each in Source(list(zip(times_s, [frame(0)] * 41, strict=True)), marked)]
+    steps = np.diff(found)
+    assert len(found) == 41 and (steps > 0).all()
+    assert np.allclose(np.delete(steps, [24, 34, 35]), 0.1) and steps[34] > 60
