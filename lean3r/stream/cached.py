@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lean3r.errors import OutOfMemoryError
+from lean3r.geometry.content import sky
 from lean3r.inputs.views import Picture, network_size
 from lean3r.layers.frames import CachePolicy
 from lean3r.models.base import Backbone
@@ -171,11 +172,13 @@ class CachedEngine:
             self._recent.append(result)
             flags |= {"keyframe"}
         self._last = result.pose, result.original_intrinsics
-        scale = sim3.parts(self._placements[-1])[0]
+        depth = result.depth * np.float32(sim3.parts(self._placements[-1])[0])
+        if found.is_keyframe and not self.settings.points.keep_sky:
+            depth[sky(result.image, np.ones(depth.shape, bool))] = 0
         return replace(
             self._estimate(keyframe, *self._last, flags),
             image=result.image,
-            depth=result.depth * np.float32(scale),
+            depth=depth,
             conf=result.conf,
             source=result.source,
         )

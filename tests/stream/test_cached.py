@@ -62,6 +62,18 @@ def test_every_frame_has_its_estimate_with_depth_as_soon_as_it_comes(model: Ling
     assert 8 < sum("keyframe" in each.flags for each in found) < 30
 
 
+def test_the_sky_of_keyframes_has_no_depth(model: LingbotMap) -> None:
+    frames = [(time_s, image.copy()) for time_s, image in walk(12)]
+    for _, image in frames:
+        image[: HEIGHT // 3] = (150, 190, 250)
+    kept, found = (run(model, frames, points=lean3r.PointOptions(keep_sky=keep)) for keep in (True, False))
+    for whole, each in zip(kept, found, strict=True):
+        assert whole.depth is not None and each.depth is not None and (whole.depth > 0).all()
+        is_left = each.depth == whole.depth
+        assert is_left[len(is_left) // 2 :].all() and (each.depth[~is_left] == 0).all()
+        assert is_left[: len(is_left) // 5].any() == ("keyframe" not in each.flags)
+
+
 def test_the_estimates_are_those_of_the_cache(model: LingbotMap) -> None:
     found = run(model, walk(14))
     policy = CachedEngine(model, Settings(window=4, step=0.1, resolution=SIDE)).policy_of((WIDTH, HEIGHT))
