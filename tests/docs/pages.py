@@ -98,7 +98,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "docs/attention.md": {
         "python benchmarks/costs.py layer": FIGURES,
         "python benchmarks/costs.py network": FIGURES,
-        "python benchmarks/costs.py network --models pi3 --views 16..64 --resolution 168x224 --resume": FIGURES,
+        "python benchmarks/costs.py network --models pi3 --views 32,64 --resolution 168x224 --resume": FIGURES,
     },
     "docs/how-to/adapters.md": {
         "pip install 'lean3r[train]'": DOWNLOADS,
