@@ -50,6 +50,7 @@ WALKS = {
     "every second frame": [],
     "two takes": [],
     "half size": [],
+    "enlarged": [],
     "bent": [],
     "bent, lens known": ["--intrinsics", "LENS"],
 }

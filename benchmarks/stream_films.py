@@ -16,11 +16,13 @@ from lean3r.types import Lens
 
 
 class Filmed(NamedTuple):
-    """Which frames, turned by so many quarters, so many times smaller, through a lens (focal length in pixels, k1)."""
+    """Which frames, turned by so many quarters, so many times smaller or larger, through a lens (focal length in
+    pixels, k1)."""
 
     frames: Sequence[int] = range(200)
     turns: int = 0
     shrink: int = 1
+    enlarge: int = 1
     lens: tuple[float, float] | None = None
 
     def camera(self, width: int, height: int) -> dict[str, float]:
@@ -37,6 +39,7 @@ FILMED = {
     "every second frame": Filmed(range(0, 200, 2)),
     "two takes": Filmed((*range(110), *range(199, 109, -1))),  # a cut; the second take comes back to the first
     "half size": Filmed(shrink=2),
+    "enlarged": Filmed(enlarge=3),
     "bent": Filmed(lens=BENT),
     "bent, lens known": Filmed(lens=BENT),
 }
@@ -49,7 +52,8 @@ def filmed(film: Path, truth: Trajectory, how: Filmed, out: Path, own: Mapping[s
 
     with av.open(str(film)) as file:
         whole = [np.rot90(frame.to_ndarray(format="rgb24"), how.turns) for frame in file.decode(video=0)]
-        taken = [np.asarray(Image.fromarray(whole[number]).reduce(how.shrink)) for number in how.frames]
+        small = (Image.fromarray(whole[number]).reduce(how.shrink) for number in how.frames)
+        taken = [np.asarray(image.resize([how.enlarge * side for side in image.size])) for image in small]
         rate = file.streams.video[0].average_rate
     if how.lens is not None:
         taken = bent(taken, own, how.lens)

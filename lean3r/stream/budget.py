@@ -22,7 +22,7 @@ from lean3r.stream.engine import Settings
 from lean3r.stream.film import most_bytes
 from lean3r.stream.loops import landmark_bytes
 from lean3r.stream.options import StreamOptions
-from lean3r.stream.pictures import LONGEST
+from lean3r.stream.pictures import shrinking
 
 WINDOWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 USUAL, OVERLAP = 48, 12  # keyframes of a window, and how many of them it shares with the one before
@@ -44,7 +44,7 @@ def fit_stream(
     device = next(model.parameters()).device
     predictor = Predictor(model, device, lambda: used_bytes(device))
     height, width = shape[:2]
-    factor = max(1, max(height, width) // LONGEST)
+    factor = shrinking(height, width)
     frame_bytes = 3 * -(-height // factor) * -(-width // factor)
     side = settings.resolution or model.resolution
     sides = [side] if side != model.resolution else [side, *(round(share * side) for share in SIDES)]

@@ -18,7 +18,7 @@ from lean3r.stream.engine import Frame
 from lean3r.types import Prediction, Source, Views
 
 CONTENT_PIXELS = 240  # longer side from which pictures are judged smaller
-LONGEST = 1600  # pixels; pictures with twice that are kept at half their size, those with three times at a third, ...
+SIDE = 960  # pixels of the longer side near which pictures are kept: those with twice as many at half their size, ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Keyframe:
         """The keyframe of a frame."""
         image = frame.image
         height, width = image.shape[:2]
-        factor = max(1, max(height, width) // LONGEST)
+        factor = shrinking(height, width)
         pixels = image if factor == 1 else np.asarray(Image.fromarray(image).reduce(factor))
         pixels = np.ascontiguousarray(pixels)
         return cls(frame.index, frame.timestamp_s, (width, height), pixels, factor, frame.bars)
@@ -65,6 +65,11 @@ class Keyframe:
         width, height = state["size"]
         bars = None if state["bars"] is None else tuple(state["bars"])
         return cls(state["index"], state["timestamp_s"], (width, height), state["pixels"], state["factor"], bars)
+
+
+def shrinking(height: int, width: int) -> int:
+    """The whole factor by which a keyframe of this size is kept smaller."""
+    return max(1, round(max(height, width) / SIDE))
 
 
 def frame_name(index: int) -> str:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lean3r.stream.publish import Publisher
 
 CHECKPOINT_FRAMES = 16  # at least between two checkpoints
+SEARCHED = 640  # pixels of the longer side at which features are found: more take longer, and hold no better
 SAVING, PUBLISHING = 0.1, 0.1  # of the time at most goes into checkpoints, and into writing the result anew
 
 
@@ -62,9 +63,10 @@ def stream(
     `source` is a video, a folder, a camera (`camera:0`), or any iterator of pictures (stream/frames.py). Results go to
     the append-only folder `out`, or nowhere. With `resume`, a stream that was stopped there at any moment goes on, with
     the same result. `memory` ("8GB") sets the number of keyframes that are reconstructed at once, and the size of their
-    pictures; `observer.fitted` receives the sum. `intrinsics` are those of all frames; `resolution`, `refine`, `dense`,
-    `points` and `seed` are those of `lean3r.reconstruct`, for every window of keyframes. `state` is that of another
-    stream, which goes on here with a source of its own: its frames are in the same world once they show a place again.
+    pictures; `observer.fitted` receives the sum. `intrinsics` are those of all frames; `resolution`, `refine`,
+    `dense`, `points` and `seed` are those of `lean3r.reconstruct`, for every window of keyframes; features are
+    found at a size of at most SEARCHED pixels. `state` is that of another stream, which goes on here with a source
+    of its own: its frames are in the same world once they show a place again.
 
     UsageError for invalid options, a folder that cannot be used, or a full disk; InputError if the source cannot be
     read; OutOfMemoryError if `memory` is too small.
@@ -72,8 +74,9 @@ def stream(
     if not isinstance(model, Backbone):
         raise UsageError(f"the model is a {type(model).__name__}; expected a loaded model: lean3r.load('nano').")
     options, run = options or StreamOptions(), RunOptions(resolution=resolution, seed=seed)
+    refine = RefineOptions.of(refine)
     run.check(model)
-    check_engine(model, intrinsics, RefineOptions.of(refine), StereoOptions.of(dense))
+    check_engine(model, intrinsics, refine, StereoOptions.of(dense))
     window = options.window or USUAL
     settings = Settings(
         window=window,
@@ -82,7 +85,7 @@ def stream(
         resolution=resolution or model.resolution,
         seed=seed,
         **known_camera(intrinsics),
-        refine=RefineOptions.of(refine),
+        refine=replace(refine, side=min(refine.side, SEARCHED)),
         landmarks=Settings.landmarks if options.loops == "on" else 0,
         dense=StereoOptions.of(dense),
         points=points or PointOptions(),

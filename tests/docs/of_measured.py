@@ -228,6 +228,7 @@ STREAMED = {
     "every second frame": "every second frame of it",
     "two takes": "two takes: half of it, a cut, the rest backwards",
     "half size": "in half its size, 270x180 pixels",
+    "enlarged": "in three times its size, 1620x1080 pixels",
     "bent": "through a lens that bends lines (k1 -0.2)",
     "bent, lens known": "the same, `--intrinsics` with `k1`",
     "not refined": "`--refine off`",

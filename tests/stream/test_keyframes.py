@@ -12,8 +12,8 @@ from PIL import Image
 import lean3r
 from lean3r.stream.engine import Frame
 from lean3r.stream.keyframes import Selector
-from lean3r.stream.pictures import Keyframe
-from stream.walk import PAINTED, Knows, frame
+from lean3r.stream.pictures import Keyframe, shrinking
+from stream.walk import PAINTED, Knows, frame, walk
 
 SIZE = 192, 128
 
@@ -74,3 +74,10 @@ def test_windows_of_a_few_keyframes_that_come_late(window: int, step_m: float) -
     source = [(step_m * index / 1.2, frame(step_m * index)) for index in range(40)]
     found = list(lean3r.stream(Knows(), source, options=options, refine="off"))
     assert [each.index for each in found] == list(range(40))
+
+
+def test_large_frames_are_kept_and_searched_smaller() -> None:
+    sizes = {640: 1, 1439: 1, 1440: 2, 1920: 2, 2704: 3, 3840: 4}
+    assert {side: shrinking(side, side // 2) for side in sizes} == sizes
+    assert lean3r.stream(Knows(), walk(1)).settings.refine.side == 640
+    assert lean3r.stream(Knows(), walk(1), refine=lean3r.RefineOptions(side=320)).settings.refine.side == 320
