@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -281,14 +282,15 @@ def test_too_many_bad_steps_end_the_run(tmp_path: Path) -> None:
         fit(toy_model(), loss_fn, toy_batch, toy_config(40), tmp_path)
 
 
-def test_resume_refuses_another_config_and_a_new_run_a_used_folder(whole: Path) -> None:
+def test_resume_refuses_another_config_and_a_new_run_a_used_folder(whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")  # a run that goes on writes its new configuration
     with pytest.raises(UsageError, match="already holds a training run"):
-        train_toy(whole)
+        train_toy(run)
     other = toy_config(STEPS, seed=4, optim=OptimConfig(warmup_steps=4, ema_decay=0.9, lr=0.5))
     with pytest.raises(UsageError, match=r"optim\.lr: 0\.01 in the run, 0\.5 now; seed: 3 in the run, 4 now"):
-        fit(toy_model(), toy_loss, toy_batch, other, whole, resume=True)
+        fit(toy_model(), toy_loss, toy_batch, other, run, resume=True)
     free = toy_config(STEPS, log_every=1, checkpoint_every=7)
-    assert fit(toy_model(), toy_loss, toy_batch, free, whole, resume=True).step == STEPS
+    assert fit(toy_model(), toy_loss, toy_batch, free, run, resume=True).step == STEPS
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
