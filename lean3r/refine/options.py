@@ -34,7 +34,7 @@ class RefineOptions:
     camera model: "auto" is "simple-radial" (one focal length, one distortion), or for photos "simple-pinhole" where
     they do not show that the lens distorts. `share_lens`: "auto" shares one camera among pictures of equal size and
     EXIF focal length, "always" among those of equal size, "never" not at all.
-    Features are found at a size of at most `side` pixels, at most `features` a picture.
+    Features are found at a size of at most `side` pixels (frames of films: 640), at most `features` a picture.
     """
 
     when: Refine = option(

@@ -13,9 +13,16 @@ from lean3r.inputs.masks import Masks
 from lean3r.inputs.pictures import Pictures
 from lean3r.types import Reconstruction, Source
 
+# Pixels of the longer side at which frames of films are searched: more take longer, and hold no better. An office walk,
+# enlarged to 1920 x 1280, as a stream: 640 6.4 cm in 86 s, 800 6.3 cm, 960 6.6 cm in 207 s, 1600 310 s and a third of
+# its frames uncertain.
+FRAME_SIDE = 640
+
 
 def scale_of(source: Source, side: int) -> float:
-    """Factor by which a picture is shrunk."""
+    """Factor by which a picture is shrunk, to `side` pixels at most, or a frame of a film to FRAME_SIDE."""
+    if source.timestamp_s is not None:
+        side = min(side, FRAME_SIDE)
     return min(1.0, side / max(source.width, source.height))
 
 

@@ -36,7 +36,7 @@ def prepare(
     """Write the job and its pictures into a folder."""
     sources = reconstruction.sources
     scales = [scale_of(source, options.side) for source in sources]
-    keys = camera_keys(sources, options, known)
+    keys = list(zip(camera_keys(sources, options, known), scales, strict=True))  # photos, frames of their size: apart
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     files = [f"{numbers[key]}/{view:06d}.bmp" for view, key in enumerate(keys)]
     paths = [folder / PICTURES / file for file in files]

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from lean3r.inputs.past import Past
-from lean3r.refine.pictures import scale_of, shrunk
+from lean3r.refine.pictures import FRAME_SIDE, scale_of, shrunk
 from lean3r.refine.rivals import STEPS
 from lean3r.stream import sim3
 from lean3r.stream.bend import Bend
@@ -181,5 +181,5 @@ def _differ(before: np.ndarray, now: np.ndarray) -> bool:
 
 def most_bytes(side: int, height: int, width: int) -> int:
     """Of a film's keyframes, at most, of frames of this size."""
-    scale = min(1.0, side / max(height, width))
+    scale = min(1.0, min(side, FRAME_SIDE) / max(height, width))
     return min(MOST_BYTES, round(MOST_AT_END * scale**2 * height * width))

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from lean3r.stream.publish import Publisher
 
 CHECKPOINT_FRAMES = 16  # at least between two checkpoints
-SEARCHED = 640  # pixels of the longer side at which features are found: more take longer, and hold no better
 SAVING, PUBLISHING = 0.1, 0.1  # of the time at most goes into checkpoints, and into writing the result anew
 
 
@@ -64,9 +63,9 @@ def stream(
     the append-only folder `out`, or nowhere. With `resume`, a stream that was stopped there at any moment goes on, with
     the same result. `memory` ("8GB") sets the number of keyframes that are reconstructed at once, and the size of their
     pictures; `observer.fitted` receives the sum. `intrinsics` are those of all frames; `resolution`, `refine`,
-    `dense`, `points` and `seed` are those of `lean3r.reconstruct`, for every window of keyframes; features are
-    found at a size of at most SEARCHED pixels. `state` is that of another stream, which goes on here with a source
-    of its own: its frames are in the same world once they show a place again.
+    `dense`, `points` and `seed` are those of `lean3r.reconstruct`, for every window of keyframes. `state` is that of
+    another stream, which goes on here with a source of its own: its frames are in the same world once they show a
+    place again.
 
     UsageError for invalid options, a folder that cannot be used, or a full disk; InputError if the source cannot be
     read; OutOfMemoryError if `memory` is too small.
@@ -85,7 +84,7 @@ def stream(
         resolution=resolution or model.resolution,
         seed=seed,
         **known_camera(intrinsics),
-        refine=replace(refine, side=min(refine.side, SEARCHED)),
+        refine=refine,
         landmarks=Settings.landmarks if options.loops == "on" else 0,
         dense=StereoOptions.of(dense),
         points=points or PointOptions(),

@@ -52,6 +52,20 @@ def window(first: int, last: int, folder: Path, kept: Path | None = None, focals
     return run.prepare(replace(scene, sources=tuple(of_video)), pictures, options, KnownCameras(), None, folder)
 
 
+def test_frames_of_films_are_searched_smaller_than_photos(tmp_path: Path) -> None:
+    scene = scenes.scene(POSES[:4])
+    large = [replace(source, width=1920, height=1440) for source in scene.sources]
+    large[2:] = [replace(source, timestamp_s=index / 10) for index, source in enumerate(large[2:])]
+    for side, of_photo, of_frame in ((1600, (1600, 1200), (640, 480)), (320, (320, 240), (320, 240))):
+        folder = tmp_path / str(side)
+        mixed = replace(scene, sources=tuple(large))
+        job = run.prepare(mixed, None, RefineOptions(side=side), KnownCameras(), None, folder)
+        for view, size in zip(job.views, (of_photo, of_photo, of_frame, of_frame), strict=True):
+            assert (round(1920 * view.scale), round(1440 * view.scale)) == size
+            assert view.file is not None and (job.groups[view.group].width, job.groups[view.group].height) == size
+            assert Image.open(folder / PICTURES / view.file).size == size
+
+
 def solved(job: Job, folder: Path) -> Answer:
     worker.solve(job, folder)
     answer = Answer.read(folder)

@@ -13,7 +13,7 @@ import lean3r
 from lean3r.stream.engine import Frame
 from lean3r.stream.keyframes import Selector
 from lean3r.stream.pictures import Keyframe, shrinking
-from stream.walk import PAINTED, Knows, frame, walk
+from stream.walk import PAINTED, Knows, frame
 
 SIZE = 192, 128
 
@@ -76,8 +76,6 @@ def test_windows_of_a_few_keyframes_that_come_late(window: int, step_m: float) -
     assert [each.index for each in found] == list(range(40))
 
 
-def test_large_frames_are_kept_and_searched_smaller() -> None:
+def test_large_frames_are_kept_smaller() -> None:
     sizes = {640: 1, 1439: 1, 1440: 2, 1920: 2, 2704: 3, 3840: 4}
     assert {side: shrinking(side, side // 2) for side in sizes} == sizes
-    assert lean3r.stream(Knows(), walk(1)).settings.refine.side == 640
-    assert lean3r.stream(Knows(), walk(1), refine=lean3r.RefineOptions(side=320)).settings.refine.side == 320
