@@ -62,7 +62,7 @@ def densify_scene(
     `only` [S] bool are the views to measure (None: all)."""
     from lean3r.stereo.alone import densify_alone
     from lean3r.stereo.dense import densify
-    from lean3r.stereo.measure import measure
+    from lean3r.stereo.measure import LOOKS, measure
     from lean3r.stereo.weights import load_net
 
     if budget is not None and device.type == "cpu":
@@ -76,7 +76,7 @@ def densify_scene(
     def advanced() -> None:
         nonlocal done
         done += 1
-        progress(done, len(scene.sources))
+        progress(done // LOOKS, len(scene.sources))
 
     with observer.stage("stereo") as progress:
         try:

@@ -16,7 +16,7 @@ __all__ = ["Dense", "StereoOptions", "densify"]
 def densify(reconstruction: Reconstruction, advanced: Callable[[], None] = lambda: None) -> Reconstruction:
     """The scene with depth and a cloud from stereo between its pictures, around the depth that it has.
 
-    `advanced` is called after every view. `info["stereo"]` says what was done; where views do not agree better than
+    `advanced` is called twice a view. `info["stereo"]` says what was done; where views do not agree better than
     before, the scene keeps its depth, with a warning. See lean3r.stereo.dense.
     """
     from lean3r.geometry.fusion import with_cloud

@@ -47,7 +47,7 @@ def densify_alone(
     """The scene with depth that stereo measures between its pictures, and no other.
 
     Its own depth only says which pixels may have any (> 0); how far to look, cameras and sparse points say. Confidence
-    is that of `densify`. `advanced` is called after every view. `info["stereo"]` is as there; "share" of the pixels has
+    is that of `densify`. `advanced` is called twice a view. `info["stereo"]` is as there; "share" of the pixels has
     depth. If nothing can be measured, there is no depth, with a warning; another says that views differ by more than
     right cameras leave. KeyboardInterrupt if it is interrupted before any view is measured.
     """
@@ -64,7 +64,8 @@ def densify_alone(
     measured = np.where(known, found.log_depth.exp().numpy(), 0).astype(np.float32)
     precision = np.where(known, (-found.log_b).exp().numpy(), 0).astype(np.float32)
     after = replace(reconstruction, depth=measured)
-    conf, votes = weigh(precision, reconstruction.mask, Scene.of(after), seen)
+    apart = replace(after, depth=np.where(known, found.independent.exp().numpy(), 0).astype(np.float32))
+    conf, votes = weigh(precision, reconstruction.mask, Scene.of(apart), seen)
     report = report_of(found, int(known.any((1, 2)).sum()), math.nan, votes.disagreement)
     report["share"] = round(float(known.sum() / max(1, may.sum())), 4)
     if votes.disagreement > CLOSE:
@@ -77,7 +78,7 @@ def _confirmed(
 ) -> Depths:
     """What is measured, and where it is `sure`: where little error is expected and another view has the same depth."""
     found = measure(scene, prior, points, advanced)
-    maps = np.where(scene.mask & found.measured[:, None, None], found.log_depth.double().exp().numpy(), 0)
+    maps = np.where(scene.mask & found.measured[:, None, None], found.independent.double().exp().numpy(), 0)
     matched, sure = Scene(maps, scene.cam_from_world, scene.optics), torch.zeros(prior.shape, dtype=torch.bool)
     for view in np.flatnonzero(found.measured).tolist():
         others = [int(other) for other in scene.sources[view][:CHECKED] if found.measured[other]]

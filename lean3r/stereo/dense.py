@@ -31,7 +31,7 @@ NOT_BETTER = (
 
 Measure = Callable[[Posed, Tensor, tuple[Tensor, Tensor], Callable[[], None]], Depths]
 """Measures depth: the posed pictures, log depth of the prior [S, H, W], log depth of points and where they are (both
-[S, H, W]), and what to call after every view."""
+[S, H, W]), and what to call after every look at a view."""
 
 
 def densify(
@@ -45,9 +45,10 @@ def densify(
     Views that overlap with no other keep their depth, and so does the whole scene where stereo does not agree better
     between the views. Confidence becomes the inverse of the expected relative error, weighted by the other views and by
     sparse points. The cloud stays as it was. `only` [S] bool are the views to measure (None: all); the depth of the
-    others stays and confirms theirs. `advanced` is called after every view. `info["stereo"]` says what was done:
-    "status" (measured or kept), "views" measured, the median "disagreement" of views before and after in log depth, the
-    share of pixels that another view has within 1 % ("close"), and "seconds"; after Ctrl-C of the measured views alone.
+    others stays and confirms theirs. `measure` calls `advanced` after every look at a view. `info["stereo"]` says what
+    was done: "status" (measured or kept), "views" measured, the median "disagreement" of views before and after in log
+    depth, the share of pixels that another view has within 1 % ("close"; both as views measured without each other's
+    depth), and "seconds"; after Ctrl-C of the measured views alone.
     """
     started = time.perf_counter()
     depth = np.where(reconstruction.mask & (reconstruction.depth > 0), reconstruction.depth, 0).astype(np.float32)
@@ -59,10 +60,11 @@ def densify(
     is_measured = found.measured[:, None, None] & (depth > 0)
     after = replace(reconstruction, depth=np.where(is_measured, found.log_depth.exp().numpy(), depth))
     precision = np.where(is_measured, (-found.log_b).exp().numpy(), depth > 0).astype(np.float32)
-    conf, now = weigh(precision, reconstruction.mask, Scene.of(after), seen)
+    apart = replace(after, depth=np.where(is_measured, found.independent.exp().numpy(), depth))
+    conf, now = weigh(precision, reconstruction.mask, Scene.of(apart), seen)
     old = cast(Scene.of(before))
     if found.interrupted:  # what was not measured says nothing about stereo
-        parts = (replace(x, depth=np.where(found.measured[:, None, None], x.depth, 0)) for x in (before, after))
+        parts = (replace(x, depth=np.where(found.measured[:, None, None], x.depth, 0)) for x in (before, apart))
         old, now = (cast(Scene.of(part)) for part in parts)
     report = report_of(found, int(found.measured.sum()), old.disagreement, now.disagreement)
     report["close"] = {"before": rounded(old.close), "after": rounded(now.close)}
@@ -71,8 +73,8 @@ def densify(
         is_better &= now.close > CHANCE and now.disagreement < max(old.disagreement, CLOSE)
     if not is_better and not (found.interrupted and np.isnan(now.close)):
         shares = (in_percent(votes.close, 0) for votes in (now, old))
-        apart = (in_percent(votes.disagreement, 1) for votes in (now, old))
-        text = NOT_BETTER.format(*shares, CLOSE, *apart)
+        differ = (in_percent(votes.disagreement, 1) for votes in (now, old))
+        text = NOT_BETTER.format(*shares, CLOSE, *differ)
         kept = with_warning(reconstruction, "stereo-kept", text)
         return with_report(kept, {**report, "status": "kept", "reason": "no better agreement"}, started)
     return with_report(replace(after, conf=conf), report, started)

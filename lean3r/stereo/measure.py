@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from threading import Lock
 
 import numpy as np
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from lean3r.parallel import by_threads
 from lean3r.stereo.network import CELL, Features, StereoNet
+from lean3r.stereo.others import joined, surfaces
 from lean3r.stereo.posed import Depths, Posed, grey_of, slopes_of, undistorted
 from lean3r.stereo.rays import rays_into
 from lean3r.stereo.starts import starts
 from lean3r.stereo.weights import load_net
 
 FIRST, SECOND = 0.55, 0.2  # reach of the passes, in log depth
+LOOKS = 2  # at every view: by itself, and around what others found, too
 
 
 def measure(
@@ -31,8 +34,8 @@ def measure(
 
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W].
     Two starts (see starts.py) are measured with a wide reach; their mean, weighted by the expected precision, is
-    measured once more with a smaller one. `advanced` is called after every view. After Ctrl-C the views so far are
-    measured, if there are any.
+    measured with a smaller one. Then views look again, around what they and the others found. `advanced` is called
+    LOOKS times a view. After Ctrl-C the views so far are measured, if there are any.
     """
     net = load_net() if net is None else net
     device = next(net.parameters()).device
@@ -40,27 +43,43 @@ def measure(
     pad = (0, -width % CELL, 0, -height % CELL)
     for_all = by_threads if device.type == "cpu" else lambda work, views: [work(view) for view in views]
     own, seen = zip(*for_all(lambda view: _features(net, scene, view, pad), range(len(prior))), strict=True)
-    log_depth, log_b = prior.clone(), torch.zeros_like(prior)
-    measured, interrupted, one_at_a_time = np.zeros(len(prior), bool), False, Lock()
+    found = Depths(prior.clone(), torch.zeros_like(prior), np.zeros(len(prior), bool))
+    one_at_a_time = Lock()
 
-    def work(view: int) -> None:
+    def look(view: int, into: Depths, guesses: Sequence[Tensor], reaches: Sequence[float]) -> None:
+        """Measure a view around guesses [H, W] of its log depth."""
+        raster = torch.where(points[1][view], points[0][view], torch.nan)
+        maps = [F.pad(x[None, None], pad, mode="replicate")[0].to(device) for x in (*guesses, raster)]
+        result = _passes(_View(net, scene, view, own[view], seen, pad), maps[:-1], maps[-1], reaches)
+        into.log_depth[view], into.log_b[view] = (x[0, :height, :width].cpu() for x in result)
+        into.measured[view] = True
+
+    def first(view: int) -> None:
         if len(scene.sources[view]):
             guesses = starts(prior[view], points[0][view], points[1][view], grey_of(scene, view))
-            raster = torch.where(points[1][view], points[0][view], torch.nan)
-            maps = [F.pad(x[None, None], pad, mode="replicate")[0].to(device) for x in (*guesses, raster)]
-            found = _passes(_View(net, scene, view, own[view], seen, pad), maps[:2], maps[2])
-            log_depth[view], log_b[view] = (x[0, :height, :width].cpu() for x in found)
-            measured[view] = True
+            look(view, found, guesses, (FIRST, SECOND))
+        with one_at_a_time:
+            advanced()
+
+    def again(view: int) -> None:
+        if found.measured[view]:
+            look(view, better, [joined(scene, measured, found, view)], (SECOND,))
         with one_at_a_time:
             advanced()
 
     try:
-        for_all(work, range(len(prior)))
+        for_all(first, range(len(prior)))
     except KeyboardInterrupt:
-        if not measured.any():
+        if not found.measured.any():
             raise
-        interrupted = True
-    return Depths(log_depth, log_b, measured, interrupted)
+        return replace(found, interrupted=True)
+    measured = surfaces(scene, found)
+    better = replace(found, log_depth=found.log_depth.clone(), log_b=found.log_b.clone(), alone=found.log_depth)
+    try:
+        for_all(again, range(len(prior)))
+    except KeyboardInterrupt:
+        return replace(better, interrupted=True)
+    return better
 
 
 class _View:
@@ -95,12 +114,14 @@ class _View:
 
 
 @torch.inference_mode()
-def _passes(view: _View, guesses: Sequence[Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
-    """See `measure`; guesses: log depth [1, H, W] each; points [1, H, W]: log depth, NaN where there is none."""
-    found = [view.measure(guess, points, FIRST) for guess in guesses]
-    log_depth, log_b = (torch.stack(parts) for parts in zip(*found, strict=True))
-    share = (-2 * log_b).softmax(0)
-    return view.measure((share * log_depth).sum(0), points, SECOND)
+def _passes(view: _View, guesses: Sequence[Tensor], points: Tensor, reaches: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Log depth [1, H, W] and the log of its expected error after passes with these reaches, the first around each of
+    the guesses [1, H, W]; points [1, H, W]: log depth, NaN where there is none."""
+    for reach in reaches:
+        found = [view.measure(guess, points, reach) for guess in guesses]
+        log_depth, log_b = (torch.stack(parts) for parts in zip(*found, strict=True))
+        guesses = [((-2 * log_b).softmax(0) * log_depth).sum(0)]
+    return log_depth[0], log_b[0]
 
 
 @torch.inference_mode()

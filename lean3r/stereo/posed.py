@@ -32,13 +32,21 @@ class Posed:
 @dataclass(frozen=True)
 class Depths:
     """Log depth [S, H, W] and the log of its expected error [S, H, W]; `measured` [S]: the views that were measured;
-    `sure` [S, H, W] bool: pixels that other views confirm (empty if the measure does not say)."""
+    `sure` [S, H, W] bool: pixels that other views confirm (empty if the measure does not say); `alone` [S, H, W]: log
+    depth as every view measured it without the others' (empty: log_depth is)."""
 
     log_depth: Tensor
     log_b: Tensor
     measured: np.ndarray
     interrupted: bool = False
     sure: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    alone: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    @property
+    def independent(self) -> Tensor:
+        """Log depth [S, H, W] of views that know nothing of each other: only that confirms, or says that cameras are
+        wrong."""
+        return self.alone if len(self.alone) else self.log_depth
 
 
 def grey_of(scene: Posed, view: int) -> Tensor:

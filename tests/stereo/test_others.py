@@ -1,0 +1,63 @@
+"""Depth of a view joined with what others measured: where they are surer, where they see something else, and padding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from stereo.rendered import scene, truth
+
+from lean3r.geometry.consistency import Scene
+from lean3r.stereo.dense import posed, sources_of
+from lean3r.stereo.others import SAME, joined, surfaces
+from lean3r.stereo.posed import Depths, Posed
+
+
+def views(index: int = 3) -> tuple[Posed, torch.Tensor]:
+    """Pictures with true cameras, and the true log depth [S, H, W]."""
+    batch = truth(index)
+    whole = scene(batch, batch.depth[0])
+    sources = sources_of(Scene.of(whole), whole.is_certain)
+    assert all(len(others) for others in sources)
+    return posed(whole, sources), batch.depth[0].clamp(min=1e-3).log()
+
+
+def together(given: Posed, log_depth: torch.Tensor, log_b: torch.Tensor, view: int = 0) -> torch.Tensor:
+    found = Depths(log_depth, log_b, np.ones(len(log_depth), bool))
+    return joined(given, surfaces(given, found), found, view)
+
+
+def test_surer_views_count_more() -> None:
+    given, exact = views()
+    off, b = exact.clone(), torch.full_like(exact, np.log(0.003))
+    off[0] += 0.05
+    b[0] = np.log(0.05)
+    errors = (together(given, off, b) - exact[0]).abs()
+    seen = errors < 0.049  # what no other view sees stays
+    assert seen.float().mean() > 0.5 and errors[seen].median() < 0.005
+    b[0] = np.log(1e-4)
+    assert (together(given, off, b) - off[0]).abs().max() < 1e-3
+
+
+def test_other_surfaces_and_padding_say_nothing() -> None:
+    given, exact = views()
+    b = torch.full_like(exact, np.log(0.01))
+    off = exact.clone()
+    off[0] += SAME * 0.02 + 0.01
+    torch.testing.assert_close(
+        together(given, off, b)[8:-8, 8:-8].median(), off[0, 8:-8, 8:-8].median(), atol=2e-3, rtol=0
+    )
+    mask = given.mask.copy()
+    mask[1:] = False
+    off[0] = exact[0] + 0.02
+    torch.testing.assert_close(together(replace(given, mask=mask), off, b), off[0])
+
+
+def test_unmeasured_views_say_nothing() -> None:
+    given, exact = views()
+    b = torch.full_like(exact, np.log(0.01))
+    off = exact.clone()
+    off[0] += 0.02
+    found = Depths(off, b, np.arange(len(exact)) == 0)
+    torch.testing.assert_close(joined(given, surfaces(given, found), found, 0), off[0])
