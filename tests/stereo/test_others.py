@@ -1,4 +1,4 @@
-"""Depth of a view joined with what others measured: where they are surer, where they see something else, and padding."""
+"""Depth of a view joined with what others measured: surer ones, other surfaces, padding."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ def test_other_surfaces_and_padding_say_nothing() -> None:
     b = torch.full_like(exact, np.log(0.01))
     off = exact.clone()
     off[0] += SAME * 0.02 + 0.01
-    torch.testing.assert_close(
-        together(given, off, b)[8:-8, 8:-8].median(), off[0, 8:-8, 8:-8].median(), atol=2e-3, rtol=0
-    )
+    assert ((together(given, off, b) - off[0]).abs() < 2e-3).float().mean() > 0.9
     mask = given.mask.copy()
     mask[1:] = False
     off[0] = exact[0] + 0.02
