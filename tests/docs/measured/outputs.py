@@ -28,7 +28,6 @@ from lean3r.refine.focal_error import FAR, GUESSED, STATED
 from lean3r.refine.unconfirmed import FEW
 from lean3r.stream.budget import USUAL
 from lean3r.stream.options import StreamOptions
-from lean3r.stream.run import SEARCHED
 
 
 def with_blank(number: int) -> str:
@@ -210,7 +209,6 @@ STREAM = Page(
     [
         ("moved by {:.0f} % of its longer side", lambda: [100 * StreamOptions().keyframe_step]),
         ("{} keyframes (`--window`)", lambda: [USUAL]),
-        ("searched for features at {} pixels", lambda: [SEARCHED]),
         (
             "through a hall, {} frames a round",
             lambda: [next(iter(result("stream")["rendered"].values()))["round_frames"]],

@@ -17,6 +17,7 @@ from lean3r.pipeline.memory import USUAL_THRESHOLD
 from lean3r.refine.accept import INLIER_PX
 from lean3r.refine.judge import LEAST_SEEN
 from lean3r.refine.options import SECONDS, SECONDS_A_VIEW
+from lean3r.refine.pictures import FRAME_SIDE
 from lean3r.refine.ties import LIMIT
 from lean3r.stereo.alone import MOST_ERROR, WIDE
 from lean3r.stereo.classical import AGREE
@@ -209,7 +210,10 @@ LARGE = Page(
 REFINE = Page(
     "docs/how-to/refine.md",
     [
-        ("at most {:,} pixels on the longer side", lambda: [RefineOptions().side]),
+        (
+            "at most {:,} pixels on the longer side, in frames of videos {}:",
+            lambda: [RefineOptions().side, FRAME_SIDE],
+        ),
         ("(within {:.0f} pixels)", lambda: [INLIER_PX]),
         ("photos that see fewer than {} points", lambda: [LEAST_SEEN]),
         ("deviates by more than {:.1f} % of the depth", lambda: [100 * LIMIT]),
