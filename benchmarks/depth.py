@@ -56,6 +56,7 @@ from lean3r.types import Reconstruction, Source, Views
 NEAR_PX = 4.0  # a point of the run this near to one that is set aside is taken from it
 SUREST = 0.8
 CONFIRMED = 0.01
+BEHIND = 1.1  # times the depth of a view, from which a place is hidden there
 SIZES, SIZE_VIEWS = ((240, 320), (480, 640)), (4, 16)  # height, width
 BENT = 0.1
 WAYS: dict[str, Callable[[Reconstruction], Reconstruction]] = {
@@ -75,6 +76,14 @@ def against(depth: np.ndarray, conf: np.ndarray, truth: np.ndarray) -> dict[str,
     found = {"abs_rel": error.mean(), "surest": error[sure].mean(), "median": np.median(error)}
     found |= {"within_5": (error < 0.05).mean(), "missing": 1 - known.sum() / max((truth > 0).sum(), 1)}
     return {name: 100 * float(value) for name, value in found.items()}
+
+
+def errors_within(depth: np.ndarray, truth: np.ndarray, where: np.ndarray) -> float:
+    """The mean error, in per cent, of pixels `where` [S, H, W], after one scale for all of the scene."""
+    known = (truth > 0) & (depth > 0)
+    ratio = depth / np.where(known, truth, 1)
+    error = np.abs(ratio / np.median(ratio[known]) - 1)[known & where]
+    return 100 * float(error.mean()) if error.size else 0.0
 
 
 def normals_deg(depth: np.ndarray, truth: SceneBatch) -> float:
@@ -235,7 +244,27 @@ def sensor(scene: Reconstruction, folder: Path) -> dict[str, float]:
             inside = ((rows >= 0) & (rows < depth.shape[0]))[:, None] & ((cols >= 0) & (cols < depth.shape[1]))
             at = np.ix_(rows.astype(int).clip(0, depth.shape[0] - 1), cols.astype(int).clip(0, depth.shape[1] - 1))
             truth[view] = np.where(inside, depth[at], 0)
-    return {f"sensor_{name}": value for name, value in against(scene.depth, scene.conf, truth).items()}
+    found = against(scene.depth, scene.conf, truth)
+    by_others = seen_by_others(scene, truth)
+    found["alone"] = 100 * float((~by_others[truth > 0]).mean())
+    for name, where in (("of_seen", by_others), ("of_alone", ~by_others)):
+        found[name] = errors_within(scene.depth, truth, where)
+    return {f"sensor_{name}": value for name, value in found.items()}
+
+
+def seen_by_others(scene: Reconstruction, truth: np.ndarray) -> np.ndarray:
+    """Pixels [S, H, W] bool whose true place is in the picture of another view, not behind the depth there."""
+    known = (truth > 0) & (scene.depth > 0)
+    depth = np.where(truth > 0, truth * np.median(scene.depth[known] / truth[known]), 0).astype(np.float32)
+    exact, found = (Scene(maps, scene.cam_from_world, Optics.of(scene)) for maps in (depth, scene.depth))
+    is_seen = np.zeros(truth.shape, bool)
+    for view in range(len(truth)):
+        rows, cols = np.nonzero(truth[view] > 0)
+        world = exact.world_points(view, rows, cols)
+        for other in set(range(len(truth))) - {view}:
+            z, own = found.seen(other, world)
+            is_seen[view, rows, cols] |= z < BEHIND * np.where(np.isfinite(own), own, -np.inf)
+    return is_seen
 
 
 def photos(model: Backbone, root: Path, save: Path | None) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def train(out: Path, textures: str | None, steps: int, weights: Path | None, see
         height, width = SIZES[step % len(SIZES)]
         return world.batch(step * processes + rank, 1, views=stage.views_at(step), height=height, width=width)
 
-    fit(
+    done = fit(
         net,
         partial(stereo_loss, predict=predict),
         batch,
@@ -77,6 +77,8 @@ def train(out: Path, textures: str | None, steps: int, weights: Path | None, see
         out,
         resume=bool(checkpoints(out / "checkpoints")),
     )
+    if done.stopped_by is not None:
+        raise SystemExit(f"stopped at step {done.step} of {steps}; the same command goes on from there")
     path = out / "stereo.safetensors"
     save_weights(halved(load_file(out / "weights.safetensors")), path, {"model": "stereo"})  # the averaged ones
     return path

@@ -16,7 +16,7 @@ from lean3r.geometry.lens import Optics
 from lean3r.refine.depth import sightings
 from lean3r.stereo.classical import CHECKED
 from lean3r.stereo.measure import measure as by_network
-from lean3r.stereo.posed import Depths, Posed
+from lean3r.stereo.posed import Depths, Posed, nearest_inside
 from lean3r.types import Reconstruction, with_warning
 
 LEAST_PARALLAX_RAD = 0.004  # about a pixel of a small picture: with less, the camera only turned, or is far away
@@ -138,9 +138,7 @@ def filled(depth: np.ndarray, mask: np.ndarray) -> Tensor:
     farthest = torch.where(farthest.isfinite(), farthest, 0.0)
     log_depth = torch.where(known, log_depth, farthest[:, None, None] + BEYOND)
     for view in np.flatnonzero(~mask.all((1, 2)) & mask.any((1, 2))):
-        rows, cols = (np.flatnonzero(mask[view].any(axis)) for axis in (1, 0))
-        nearest = (np.arange(size).clip(at[0], at[-1]) for size, at in zip(mask.shape[1:], (rows, cols), strict=True))
-        log_depth[view] = log_depth[view][np.ix_(*nearest)]
+        log_depth[view] = log_depth[view][nearest_inside(mask[view])]
     return log_depth
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.parallel import by_threads
-from lean3r.stereo.network import CELL, Features, StereoNet
+from lean3r.stereo.network import CELL, Features, Measured, StereoNet
 from lean3r.stereo.others import joined, surfaces
-from lean3r.stereo.posed import Depths, Posed, grey_of, slopes_of, undistorted
-from lean3r.stereo.rays import rays_into
+from lean3r.stereo.posed import Depths, Posed, grey_of, nearest_inside, slopes_of, undistorted
+from lean3r.stereo.rays import Rays, grids
 from lean3r.stereo.starts import starts
 from lean3r.stereo.weights import load_net
 
@@ -50,7 +51,7 @@ def measure(
         """Measure a view around guesses [H, W] of its log depth."""
         raster = torch.where(points[1][view], points[0][view], torch.nan)
         maps = [F.pad(x[None, None], pad, mode="replicate")[0].to(device) for x in (*guesses, raster)]
-        result = _passes(_View(net, scene, view, own[view], seen, pad), maps[:-1], maps[-1], reaches)
+        result = _passes(_with_sources(net, scene, view, own[view], seen, pad), maps[:-1], maps[-1], reaches)
         into.log_depth[view], into.log_b[view] = (x[0, :height, :width].cpu() for x in result)
         into.measured[view] = True
 
@@ -82,44 +83,38 @@ def measure(
     return better
 
 
-class _View:
-    """A view with its sources, ready for the network."""
+class View(NamedTuple):
+    """Views with their sources, ready for the network."""
 
-    def __init__(
-        self,
-        net: StereoNet,
-        scene: Posed,
-        view: int,
-        own: Features,
-        seen: Sequence[Features],
-        pad: tuple[int, int, int, int],
-    ) -> None:
-        self.net, self.own = net, own
-        others = scene.sources[view]
-        self.sources = Features(*(torch.stack(parts, 1) for parts in zip(*(seen[n] for n in others), strict=True)))
-        slopes = slopes_of(scene.optics, view, scene.images.shape[1:3], pad)[None].to(own.coarse.device)
-        poses, intrinsics = (torch.from_numpy(np.asarray(x)).double() for x in (scene.cam_from_world, scene.intrinsics))
-        self.rays = tuple(
-            rays_into(slopes, poses[view][None], poses[others][None], intrinsics[others][None], step) for step in (4, 2)
-        )
+    net: StereoNet
+    own: Features
+    sources: Features
+    rays: tuple[Rays, Rays]
 
-    def measure(self, prior: Tensor, points: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-        """Log depth [1, H, W] around a prior [1, H, W], and the log of its expected error; points [1, H, W]: log depth,
-        NaN where there is none."""
+    def measure(self, prior: Tensor, points: Tensor, reach: Tensor) -> Measured:
+        """What is found around priors [B, H, W]; points [B, H, W]: log depth, NaN where there is none; reach [B]."""
         has = points.isfinite()
         sparse = torch.stack([torch.where(has, points - prior, 0.0), has.to(prior.dtype)], 1)
-        reaches = torch.full((1,), reach, device=prior.device)
-        found = self.net(self.own, self.sources, self.rays, prior, sparse, reaches)
-        return found.log_depth, found.log_b
+        return self.net(self.own, self.sources, self.rays, prior, sparse, reach)
+
+
+def _with_sources(
+    net: StereoNet, scene: Posed, view: int, own: Features, seen: Sequence[Features], pad: tuple[int, int, int, int]
+) -> View:
+    others = scene.sources[view]
+    sources = Features(*(torch.stack(parts, 1) for parts in zip(*(seen[n] for n in others), strict=True)))
+    slopes = slopes_of(scene.optics, view, scene.images.shape[1:3], pad)[None].to(own.coarse.device)
+    poses, intrinsics = (torch.from_numpy(np.asarray(x)).double() for x in (scene.cam_from_world, scene.intrinsics))
+    return View(net, own, sources, grids(slopes, poses[view][None], poses[others][None], intrinsics[others][None]))
 
 
 @torch.inference_mode()
-def _passes(view: _View, guesses: Sequence[Tensor], points: Tensor, reaches: Sequence[float]) -> tuple[Tensor, Tensor]:
+def _passes(view: View, guesses: Sequence[Tensor], points: Tensor, reaches: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Log depth [1, H, W] and the log of its expected error after passes with these reaches, the first around each of
     the guesses [1, H, W]; points [1, H, W]: log depth, NaN where there is none."""
     for reach in reaches:
-        found = [view.measure(guess, points, reach) for guess in guesses]
-        log_depth, log_b = (torch.stack(parts) for parts in zip(*found, strict=True))
+        found = [view.measure(guess, points, guess.new_full((1,), reach)) for guess in guesses]
+        log_depth, log_b = (torch.stack(parts) for parts in zip(*((x.log_depth, x.log_b) for x in found), strict=True))
         guesses = [((-2 * log_b).softmax(0) * log_depth).sum(0)]
     return log_depth[0], log_b[0]
 
@@ -128,11 +123,13 @@ def _passes(view: _View, guesses: Sequence[Tensor], points: Tensor, reaches: Seq
 def _features(net: StereoNet, scene: Posed, view: int, pad: tuple[int, int, int, int]) -> tuple[Features, Features]:
     """Of a picture as it is, for a reference view, and without distortion and padding, as a source."""
     device = next(net.parameters()).device
-    picture = torch.from_numpy(np.ascontiguousarray(scene.images[view])).permute(2, 0, 1)[None].float() / 255
-    mask = torch.from_numpy(scene.mask[view])[None, None].float()
-    own = source = net.encoder(F.pad(picture, pad, mode="replicate").to(device))
+    mask = scene.mask[view]
+    within = nearest_inside(mask) if mask.any() else ...
+    picture = torch.from_numpy(np.ascontiguousarray(scene.images[view][within])).permute(2, 0, 1)[None].float() / 255
+    straight, seen = undistorted(scene, view, picture, torch.from_numpy(mask)[None, None].float())
+    there = torch.from_numpy(mask)[None, None].float()
+    own = source = net.encoder(F.pad(picture, pad, mode="replicate").to(device), F.pad(there, pad).to(device))
+    seen = F.pad(seen, pad).to(device)
     if scene.has_lenses:
-        picture, mask = undistorted(scene, view, picture, mask)
-        source = net.encoder(F.pad(picture, pad, mode="replicate").to(device))
-    mask = F.pad(mask, pad).to(device)
-    return own, Features(*(x * (F.avg_pool2d(mask, s) > 0.99) for x, s in zip(source, (4, 2), strict=True)))
+        source = net.encoder(F.pad(straight, pad, mode="replicate").to(device), seen)
+    return own, Features(*(x * (F.avg_pool2d(seen, s) > 0.99) for x, s in zip(source, (4, 2), strict=True)))

@@ -57,8 +57,9 @@ class Encoder(nn.Module):
         self.coarse = nn.Conv2d(80, COARSE, 1)
         self.fine = nn.Sequential(nn.Conv2d(16 + COARSE, 24, 3, 1, 1), nn.GELU(), nn.Conv2d(24, FINE, 3, 1, 1))
 
-    def forward(self, images: Tensor) -> Features:
-        half = self.stem(_standard(images))
+    def forward(self, images: Tensor, share: Tensor | None = None) -> Features:
+        """`share` [N, 1, H, W] of each pixel that is of the picture, not padding (None: all)."""
+        half = self.stem(_standard(images, images.new_ones(()) if share is None else share))
         quarter = self.deep(half)
         wide = F.interpolate(self.wide(quarter), scale_factor=2.0, mode="bilinear", align_corners=False)
         coarse = self.coarse(torch.cat([quarter, wide], 1))
@@ -66,11 +67,13 @@ class Encoder(nn.Module):
         return Features(coarse, self.fine(torch.cat([half, above], 1)))
 
 
-def _standard(images: Tensor) -> Tensor:
+def _standard(images: Tensor, share: Tensor) -> Tensor:
     """Without brightness and contrast of the whole picture, which differ between cameras and exposures."""
-    mean = images.mean((1, 2, 3), keepdim=True)
-    spread = images.std((1, 2, 3), keepdim=True)
-    return (images - mean) / (spread + 0.05)
+    share = share.expand_as(images)
+    count = share.sum((1, 2, 3), keepdim=True).clamp(min=2)
+    centred = images - (share * images).sum((1, 2, 3), keepdim=True) / count
+    spread = ((share * centred**2).sum((1, 2, 3), keepdim=True) / (count - 1)).sqrt()
+    return centred / (spread + 0.05)
 
 
 class Residual(nn.Module):

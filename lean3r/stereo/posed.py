@@ -55,6 +55,13 @@ def grey_of(scene: Posed, view: int) -> Tensor:
     return torch.where(torch.from_numpy(scene.mask[view]), grey, 0.0)
 
 
+def nearest_inside(mask: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Where each pixel of a padded picture finds its own: rows [H, 1] and columns [1, W] that continue the border of
+    what is inside mask [H, W], of which some is."""
+    inside = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return np.ix_(*(np.arange(size).clip(at[0], at[-1]) for size, at in zip(mask.shape, inside, strict=True)))
+
+
 def undistorted(scene: Posed, view: int, picture: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """A view's picture and mask [1, C, H, W] as the pinhole of its intrinsics sees them; mask is 0 outside the view."""
     if not scene.has_lenses:

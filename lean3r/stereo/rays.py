@@ -37,6 +37,15 @@ def rays_into(slopes: Tensor, cam_from_world: Tensor, others: Tensor, intrinsics
     return Rays(direction, projection[..., 3])
 
 
+def grids(
+    slopes: Tensor, cam_from_world: Tensor, others: Tensor, intrinsics: Tensor, times: int = 1
+) -> tuple[Rays, Rays]:
+    """`rays_into` for the network's coarse and fine grid, in pictures so many times smaller than the slopes."""
+    intrinsics = intrinsics * intrinsics.new_tensor([1 / times, 1 / times, 1.0])[:, None]
+    coarse, fine = (rays_into(slopes, cam_from_world, others, intrinsics, times * step) for step in (4, 2))
+    return coarse, fine
+
+
 def pinhole_slopes(intrinsics: Tensor, height: int, width: int) -> Tensor:
     """(x / z, y / z) [B, H, W, 2] at the pixel centres of pinholes [B, 3, 3]."""
     fx, fy, cx, cy = intrinsics[:, [0, 1, 0, 1], [0, 1, 2, 2]].T[..., None, None]

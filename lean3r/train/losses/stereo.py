@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lean3r.data.base import SceneBatch
+from lean3r.geometry.lens import Optics
 from lean3r.geometry.spread import interpolate_points
 from lean3r.stereo.dense import BEYOND
-from lean3r.stereo.measure import SECOND
+from lean3r.stereo.measure import SECOND, View
 from lean3r.stereo.network import PLANES, Features, Measured, StereoNet
-from lean3r.stereo.rays import pinhole_slopes, rays_into
+from lean3r.stereo.others import joined, surfaces
+from lean3r.stereo.posed import Depths, Posed
+from lean3r.stereo.rays import grids, pinhole_slopes
 from lean3r.stereo.starts import starts
 
+SMALLER, NEARER = 2, 0.35  # times that pictures are smaller in half of the steps, and the reach after them
 CLAMP = 0.5  # errors of log depth beyond it pull no further
 
 
@@ -32,9 +37,10 @@ def stereo_loss(
 ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
     """Loss over crops of `rows` x `cols` pixels of some views of every scene, each compared with up to four others.
 
-    Half of the steps compare half as many `references`, whole. With `predict` (the depth [B, S, H, W] of a network,
-    in any unit), the priors of half of the steps have its errors. The random draws are those of torch's generator,
-    which the loop seeds at every step.
+    Half of the steps compare half as many `references`, whole. Half of them begin with smaller pictures, and half end
+    around what other views found, too, as the second look of `lean3r.stereo` does. With `predict` (the depth [B, S, H,
+    W] of a network, in any unit), the priors of half of the steps have its errors. The random draws are those of
+    torch's generator, which the loop seeds at every step.
     """
     scenes, views, _, height, width = batch.images.shape
     rows, cols = min(int(rows), height), min(int(cols), width)
@@ -42,10 +48,10 @@ def stereo_loss(
         references, rows, cols = references / 2, height, width
     predicted = predict(batch).log() if predict is not None and torch.rand(()) < 0.5 else None
     images = batch.images.clamp(min=0) ** (0.35 * torch.randn(scenes, views, 1, 1, 1)).exp().to(batch.images.device)
-    seen = model.encoder(images.flatten(0, 1))
+    sizes = (SMALLER, 1) if torch.rand(()) < 0.5 else (1,)
+    seen = {times: model.encoder(F.avg_pool2d(images.flatten(0, 1), times)) for times in sizes}
     terms: list[dict[str, Tensor]] = []
     for scene in range(scenes):
-        features = Features(*(x[scene * views : (scene + 1) * views] for x in seen))
         own = torch.randperm(views)[: int(references)]
         count = min(4, views - 1) if torch.rand(()) < 0.6 else int(torch.randint(1, min(4, views - 1) + 1, ()))
         sources = torch.stack([_others(int(view), views, count) for view in own])
@@ -57,23 +63,80 @@ def stereo_loss(
         truth = torch.where(depth > 0, depth, 1).log()
         grey = batch.images[scene, own].mean(1)
         prior, sparse, reach = damage(truth, depth > 0, grey, None if predicted is None else predicted[scene, own])
-        slopes = pinhole_slopes(batch.intrinsics[scene, own], height, width)
-        poses = batch.cam_from_world[scene]
+        points = torch.where(sparse[:, 1] > 0, prior + sparse[:, 0], torch.nan)
+        truth, known, prior, points = (x[:, *window] for x in (truth, depth > 0, prior, points))
+        slopes = pinhole_slopes(batch.intrinsics[scene, own], height, width)[:, *window]
+        poses, intrinsics = batch.cam_from_world[scene], batch.intrinsics[scene]
         others = shaken(poses[sources])
-        cut = slopes[:, window[0], window[1]]
-        rays = tuple(rays_into(cut, poses[own], others, batch.intrinsics[scene, sources], step) for step in (4, 2))
-        near = Features(*(x[..., top // s : (top + rows) // s, left // s : (left + cols) // s]
-                          for x, s in zip(features.of(own), (4, 2), strict=True)))  # fmt: skip
-        known, prior, sparse = (depth > 0)[:, *window], prior[:, *window], sparse[:, :, *window]
-        for _ in range(2):  # the second pass is of what the first found, as in use
-            found = model(near, features.of(sources), rays, prior, sparse, reach)  # type: ignore[arg-type]
-            terms.append(_terms(found, truth[:, *window], known, prior, reach))
-            before, prior = prior, found.log_depth.detach()
-            sparse = torch.stack([(sparse[:, 0] + before - prior) * sparse[:, 1], sparse[:, 1]], 1)
-            reach = torch.full_like(reach, SECOND)
+        looks: dict[int, View] = {}
+        for times, features in seen.items():
+            of_scene = Features(*(x[scene * views : (scene + 1) * views] for x in features))
+            near = Features(
+                *(
+                    x[..., top // cell : (top + rows) // cell, left // cell : (left + cols) // cell]
+                    for x, cell in zip(of_scene.of(own), (4 * times, 2 * times), strict=True)
+                )
+            )
+            rays = grids(slopes, poses[own], others, intrinsics[sources], times)
+            looks[times] = View(model, near, of_scene.of(sources), rays)
+        if SMALLER in looks:
+            small = _smaller(prior)
+            found = looks[SMALLER].measure(small, _smaller_points(points), reach)
+            share = _smaller(known.float())
+            means = _smaller(torch.where(known, truth, 0.0)) / share.clamp(min=1e-6)
+            terms.append(_terms(found, means, share > 0.9, small, reach))
+            prior, reach = _larger(found.log_depth.detach()), torch.full_like(reach, NEARER)
+        found = looks[1].measure(prior, points, reach)
+        terms.append(_terms(found, truth, known, prior, reach))
+        prior, reach = found.log_depth.detach(), torch.full_like(reach, SECOND)
+        if torch.rand(()) < 0.5:  # as in the second look
+            prior = _joined(found, own, sources, poses, intrinsics, window, (views, height, width))
+        found = looks[1].measure(prior, points, reach)
+        terms.append(_terms(found, truth, known, prior, reach))
     mean = {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
     loss = 0.3 * mean["planes"] + 2 * mean["coarse"] + 10 * mean["full"] + 0.3 * mean["likelihood"]
     return loss, {name: value.detach() for name, value in mean.items()}
+
+
+@torch.no_grad()
+def _joined(
+    found: Measured,
+    own: Tensor,
+    sources: Tensor,
+    poses: Tensor,
+    intrinsics: Tensor,
+    window: tuple[slice, slice],
+    shape: tuple[int, int, int],
+) -> Tensor:
+    """Log depth in the windows [B, h, w] of the views `own` [B], each joined with what was found in its `sources`
+    [B, N], where they are among those views. All views have poses [S, 4, 4], intrinsics [S, 3, 3] and `shape` S, H, W.
+    """
+    log_depth, log_b, has = torch.zeros(shape), torch.zeros(shape), np.zeros(shape, bool)
+    log_depth[own, *window], log_b[own, *window], has[own, *window] = found.log_depth.cpu(), found.log_b.cpu(), True
+    compared: list[np.ndarray] = [np.zeros(0, int)] * shape[0]
+    for view, others in zip(own.tolist(), sources, strict=True):
+        compared[view] = others[torch.isin(others, own)].numpy()
+    cameras, pinholes = shaken(poses).double().cpu().numpy(), intrinsics.cpu().numpy()
+    scene = Posed(np.zeros(0), has, cameras, pinholes, Optics((), pinholes), compared)
+    depths = Depths(log_depth, log_b, np.isin(np.arange(shape[0]), own))
+    surface = surfaces(scene, depths)
+    return torch.stack([joined(scene, surface, depths, view)[window] for view in own.tolist()]).to(found.log_depth)
+
+
+def _smaller(log_depth: Tensor) -> Tensor:
+    """Means [B, H / SMALLER, W / SMALLER] of log depth [B, H, W]."""
+    return F.avg_pool2d(log_depth[:, None], SMALLER)[:, 0]
+
+
+def _smaller_points(points: Tensor) -> Tensor:
+    """`_smaller` of log depth with NaN where there is none: of what there is."""
+    share = _smaller(points.isfinite().to(points.dtype))
+    return torch.where(share > 0, _smaller(points.nan_to_num(0.0)) / share.clamp(min=1e-6), torch.nan)
+
+
+def _larger(log_depth: Tensor) -> Tensor:
+    """Log depth [B, H, W] at SMALLER times its size."""
+    return F.interpolate(log_depth[:, None], scale_factor=float(SMALLER), mode="bilinear", align_corners=False)[:, 0]
 
 
 def _others(view: int, views: int, count: int) -> Tensor:
