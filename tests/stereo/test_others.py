@@ -10,8 +10,10 @@ from stereo.rendered import scene, truth
 
 from lean3r.geometry.consistency import Scene
 from lean3r.stereo.dense import posed, sources_of
+from lean3r.stereo.network import Measured
 from lean3r.stereo.others import SAME, joined, surfaces
 from lean3r.stereo.posed import Depths, Posed
+from lean3r.train.losses.stereo import joined_windows
 
 
 def views(index: int = 3) -> tuple[Posed, torch.Tensor]:
@@ -59,3 +61,20 @@ def test_unmeasured_views_say_nothing() -> None:
     off[0] += 0.02
     found = Depths(off, b, np.arange(len(exact)) == 0)
     torch.testing.assert_close(joined(given, surfaces(given, found), found, 0), off[0])
+
+
+def test_training_sees_what_other_views_found() -> None:
+    """Windows of three views whose depth is off by as much in different ways come nearer to the truth."""
+    batch = truth(3)
+    exact = batch.depth[0].clamp(min=1e-3).log()
+    own, window = torch.tensor([0, 2, 3]), (slice(16, 112), slice(16, 144))
+    off = exact[own][:, *window] + torch.tensor([0.02, -0.02, 0.01])[:, None, None]
+    found = Measured(off, torch.full_like(off, np.log(0.02)), off, off)
+    sources = torch.tensor([[2, 3, 1], [0, 3, 1], [0, 2, 1]])
+    torch.manual_seed(0)
+    cameras = batch.cam_from_world[0], batch.intrinsics[0], window, tuple(exact.shape)
+    near = joined_windows(found, own, sources, *cameras)
+    before, after = ((x - exact[own][:, *window]).abs().median() for x in (off, near))
+    assert near.shape == off.shape and after < 0.7 * before
+    alone = joined_windows(found, own, sources[:, 2:], *cameras)
+    torch.testing.assert_close(alone, off)

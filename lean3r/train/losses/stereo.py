@@ -90,7 +90,7 @@ def stereo_loss(
         terms.append(_terms(found, truth, known, prior, reach))
         prior, reach = found.log_depth.detach(), torch.full_like(reach, SECOND)
         if torch.rand(()) < 0.5:  # as in the second look
-            prior = _joined(found, own, sources, poses, intrinsics, window, (views, height, width))
+            prior = joined_windows(found, own, sources, poses, intrinsics, window, (views, height, width))
         found = looks[1].measure(prior, points, reach)
         terms.append(_terms(found, truth, known, prior, reach))
     mean = {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
@@ -99,7 +99,7 @@ def stereo_loss(
 
 
 @torch.no_grad()
-def _joined(
+def joined_windows(
     found: Measured,
     own: Tensor,
     sources: Tensor,
