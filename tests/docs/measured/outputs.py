@@ -26,6 +26,7 @@ from lean3r.quality.agreement import CONFIRMED, MOST_VIEWS, SAME
 from lean3r.refine.accept import TURNED_PX
 from lean3r.refine.focal_error import FAR, GUESSED, STATED
 from lean3r.refine.unconfirmed import FEW
+from lean3r.stereo.alone import LITTLE
 from lean3r.stream.budget import USUAL
 from lean3r.stream.options import StreamOptions
 
@@ -127,6 +128,7 @@ TRUST = Page(
             in_sky,
         ),
         ("it may be off by more than {:.0f} %", lambda: [100 * FAR]),
+        ("fewer than {:.0f} % of the pixels have depth", lambda: [100 * LITTLE]),
         ("by fewer than {} points, and no third one", lambda: [FEW]),
         (
             "it is EXIF's, taken as right to {:.0f} %, or the network's, to {:.0f} %",
