@@ -123,13 +123,14 @@ def _passes(view: View, guesses: Sequence[Tensor], points: Tensor, reaches: Sequ
 def _features(net: StereoNet, scene: Posed, view: int, pad: tuple[int, int, int, int]) -> tuple[Features, Features]:
     """Of a picture as it is, for a reference view, and without distortion and padding, as a source."""
     device = next(net.parameters()).device
-    mask = scene.mask[view]
-    within = nearest_inside(mask) if mask.any() else ...
+    within = nearest_inside(scene.mask[view]) if scene.mask[view].any() else ...
     picture = torch.from_numpy(np.ascontiguousarray(scene.images[view][within])).permute(2, 0, 1)[None].float() / 255
-    straight, seen = undistorted(scene, view, picture, torch.from_numpy(mask)[None, None].float())
-    there = torch.from_numpy(mask)[None, None].float()
-    own = source = net.encoder(F.pad(picture, pad, mode="replicate").to(device), F.pad(there, pad).to(device))
-    seen = F.pad(seen, pad).to(device)
-    if scene.has_lenses:
-        source = net.encoder(F.pad(straight, pad, mode="replicate").to(device), seen)
-    return own, Features(*(x * (F.avg_pool2d(seen, s) > 0.99) for x, s in zip(source, (4, 2), strict=True)))
+    mask = torch.from_numpy(scene.mask[view])[None, None].float()
+
+    def features(picture: Tensor, mask: Tensor) -> tuple[Features, Tensor]:
+        mask = F.pad(mask, pad).to(device)
+        return net.encoder(F.pad(picture, pad, mode="replicate").to(device), mask), mask
+
+    own, inside = features(picture, mask)
+    source, inside = features(*undistorted(scene, view, picture, mask)) if scene.has_lenses else (own, inside)
+    return own, Features(*(x * (F.avg_pool2d(inside, s) > 0.99) for x, s in zip(source, (4, 2), strict=True)))
