@@ -69,21 +69,19 @@ WAYS: dict[str, Callable[[Reconstruction], Reconstruction]] = {
 
 def against(depth: np.ndarray, conf: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Errors after one scale for the scene, of all pixels and of the SUREST part, in per cent."""
-    known = (truth > 0) & (depth > 0)
-    ratio = depth[known] / truth[known]
-    error = np.abs(ratio / np.median(ratio) - 1)
+    errors = relative(depth, truth)
+    known = np.isfinite(errors)
+    error = errors[known]
     sure = conf[known] >= np.quantile(conf[known], 1 - SUREST, method="higher")
     found = {"abs_rel": error.mean(), "surest": error[sure].mean(), "median": np.median(error)}
     found |= {"within_5": (error < 0.05).mean(), "missing": 1 - known.sum() / max((truth > 0).sum(), 1)}
     return {name: 100 * float(value) for name, value in found.items()}
 
 
-def errors_within(depth: np.ndarray, truth: np.ndarray, where: np.ndarray) -> float:
-    """The mean error, in per cent, of pixels `where` [S, H, W], after one scale for all of the scene."""
-    known = (truth > 0) & (depth > 0)
-    ratio = depth / np.where(known, truth, 1)
-    error = np.abs(ratio / np.median(ratio[known]) - 1)[known & where]
-    return 100 * float(error.mean()) if error.size else 0.0
+def relative(depth: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Relative errors after one scale for the scene, NaN where either depth is unknown."""
+    ratio = np.where((truth > 0) & (depth > 0), depth, np.nan) / np.where(truth > 0, truth, 1)
+    return np.abs(ratio / np.nanmedian(ratio) - 1)
 
 
 def normals_deg(depth: np.ndarray, truth: SceneBatch) -> float:
@@ -247,8 +245,9 @@ def sensor(scene: Reconstruction, folder: Path) -> dict[str, float]:
     found = against(scene.depth, scene.conf, truth)
     by_others = seen_by_others(scene, truth)
     found["alone"] = 100 * float((~by_others[truth > 0]).mean())
+    errors = relative(scene.depth, truth)
     for name, where in (("of_seen", by_others), ("of_alone", ~by_others)):
-        found[name] = errors_within(scene.depth, truth, where)
+        found[name] = 100 * float(np.nanmean(errors[where]))
     return {f"sensor_{name}": value for name, value in found.items()}
 
 
