@@ -64,6 +64,8 @@ def place(
     scene; that of new ones is measured by the scene's `config`. New views that nothing confirms are uncertain.
     """
     stereo = StereoOptions(**{name: config[name] for name in ("dense", "depth_size") if name in config})
+    if isinstance(stereo.depth_size, int) and stereo.depth_size < (resolution or model.resolution):
+        stereo = replace(stereo, depth_size=None)
     shared = len(chosen.views)
 
     def run(cameras: GivenCameras | None, refine: RefineOptions) -> Reconstruction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from lean3r.inputs.views import PAD_VALUE, whole_size
 from lean3r.models.base import Backbone
 from lean3r.parallel import by_threads
 from lean3r.pipeline.budget import Budget
-from lean3r.pipeline.densifying import bytes_of_stereo
+from lean3r.pipeline.densifying import bytes_of_stereo, measures
 from lean3r.pipeline.memory import (
     BYTES_PER_CANDIDATE,
     EXPORT_LIBRARIES,
@@ -28,11 +29,12 @@ from lean3r.pipeline.memory import (
 )
 from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.trust import no_points
-from lean3r.stereo.options import StereoOptions
+from lean3r.stereo.options import AUTO_MEGAPIXELS, FINER, StereoOptions
 from lean3r.types import Reconstruction, Source
 
 MAPS = 60  # resident memory in bytes per pixel of all views, measured
 ROWS = 256  # carried at a time: bounds the memory
+WORTHWHILE = 1.2  # times the pixels of the network, from which measured depth is larger unasked
 
 
 def check_depth_size(options: StereoOptions, least: int, has_files: bool) -> None:
@@ -63,20 +65,14 @@ def check_room(
     """
     if options.depth_size is None:
         return
-    cpu = torch.device("cpu")
-    limits = [(available_bytes(cpu), "available")]
-    if budget is not None and next(model.parameters()).device == cpu:
-        limits.append((budget.size, "allowed"))
-    known = [(limit, word) for limit, word in limits if limit is not None]
-    used = used_bytes(cpu)
+    used = used_bytes(torch.device("cpu"))
 
     def needed(side: int | None) -> int:
         return used + bytes_of_maps(options, sources, side)
 
-    wanted = needed(side_of(options))
-    if not known or wanted <= min(known)[0]:
+    wanted, (limit, word) = needed(side_of(options)), _limit(model, budget)
+    if limit is None or wanted <= limit:
         return
-    limit, word = min(known)
     largest = round(max(source.width * source.height for source in sources) ** 0.5)
     sides = range(least, largest + 1)
     at = bisect_right(sides, limit, key=needed)
@@ -85,6 +81,34 @@ def check_room(
         f"depth of {len(sources):,} views at --depth-size {options.depth_size} needs some {in_units(wanted)} of "
         f"memory, and {in_units(limit)} are {word}: {advice}, or give fewer views (--max-views)."
     )
+
+
+def with_size(options: StereoOptions, scene: Reconstruction, model: Backbone, budget: Budget | None) -> StereoOptions:
+    """The options with the size of depth that is measured, if none is chosen and it is larger than the network's.
+
+    That is FINER, or as much as AUTO_MEGAPIXELS allow; the network's size stays if memory does not suffice for it.
+    """
+    if options.depth_size is not None or not measures(options, scene):
+        return options
+    views = len(scene.sources)
+    side = min(FINER, math.isqrt(int(1e6 * AUTO_MEGAPIXELS) // views))
+    height, width = _canvas([whole_size(source.width, source.height, side) for source in scene.sources])
+    pixels = height * width * views
+    if pixels < WORTHWHILE * scene.depth.size or not options.may_measure(pixels, views):
+        return options
+    limit, _ = _limit(model, budget)
+    needed = used_bytes(torch.device("cpu")) + bytes_of_maps(options, scene.sources, side)
+    return replace(options, depth_size=side) if limit is None or needed <= limit else options
+
+
+def _limit(model: Backbone, budget: Budget | None) -> tuple[int | None, str]:
+    """The bytes that maps may have in the main memory, and in a word why (None: unknown)."""
+    cpu = torch.device("cpu")
+    limits = [(available_bytes(cpu), "available")]
+    if budget is not None and next(model.parameters()).device == cpu:
+        limits.append((budget.size, "allowed"))
+    known = [(limit, word) for limit, word in limits if limit is not None]
+    return min(known) if known else (None, "")
 
 
 def side_of(options: StereoOptions) -> int | None:
@@ -104,9 +128,14 @@ def bytes_of_maps(options: StereoOptions, sources: Sequence[Source], side: int |
 def enlarge_scene(
     scene: Reconstruction, pictures: Pictures, options: StereoOptions, masks: Masks | None, observer: Observer
 ) -> Reconstruction:
-    """The scene with pictures and maps of the chosen size, and without points."""
+    """The scene with pictures and maps of the chosen size, and without points; Ctrl-C keeps it as it was."""
     with observer.stage("enlarging") as progress:
-        return enlarge(scene, pictures, side_of(options), masks, progress)
+        try:
+            larger = enlarge(scene, pictures, side_of(options), masks, progress)
+        except KeyboardInterrupt:
+            return scene
+    config = scene.info.get("config", {}) | {"depth_size": options.depth_size}
+    return replace(larger, info={**scene.info, "config": config})
 
 
 def enlarge(

@@ -59,7 +59,7 @@ def reconstruct_files(
         from lean3r.pipeline.reconstruct import reconstruct
         from lean3r.pipeline.refining import applies
 
-        keep = choices.keep_frames or refine.when != "off" or choices.stereo.depth_size is not None
+        keep = choices.keep_frames or refine.when != "off" or choices.stereo.may_enlarge(choices.cameras.are_given)
         pictures = Pictures(inputs, choices.frames, masks=choices.masks, keep_frames=keep)
         choices.scale.check(pictures)
         budget = Budget.from_options(choices.memory, len(pictures), choices.run.resolution)

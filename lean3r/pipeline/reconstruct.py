@@ -24,7 +24,7 @@ from lean3r.models.base import Backbone
 from lean3r.options import PointOptions
 from lean3r.pipeline.budget import Budget, Fit, Measure, fit_run, within
 from lean3r.pipeline.densifying import densify_scene, measures, without_network
-from lean3r.pipeline.enlarging import check_depth_size, check_room, enlarge_scene
+from lean3r.pipeline.enlarging import check_depth_size, check_room, enlarge_scene, with_size
 from lean3r.pipeline.known import (
     Given,
     depth_factor,
@@ -115,7 +115,7 @@ def reconstruct(
     observer = observer or Observer()
     with observer.stage("reading") as progress:
         if not isinstance(pictures, Views | Pictures):
-            keep = is_refined or stereo.depth_size is not None
+            keep = is_refined or stereo.may_enlarge(known.are_given)
             pictures = Pictures(pictures, frames, keep_frames=keep)
         elif frames is not None:
             raise UsageError(
@@ -154,6 +154,8 @@ def reconstruct(
         scene = refine_scene(scene, files, refining, held, masking, observer, stereo.dense != "off")
         observer.has_scene(scene)
     scene, shown = with_uses(scene, known.known_poses), None
+    if files is not None:
+        stereo = with_size(stereo, scene, model, budget)
     if files is not None and stereo.depth_size is not None:
         shown, scene = scene, enlarge_scene(scene, files, stereo, masking, observer)
     device = next(model.parameters()).device

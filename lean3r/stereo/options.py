@@ -9,6 +9,7 @@ from lean3r.options import check_types, option
 
 Dense = Literal["auto", "stereo", "network", "off"]
 AUTO_MEGAPIXELS = 8  # of all views together: stereo takes as long for every pixel, and long videos would take minutes
+FINER = 320  # side in pixels of measured depth where the network's pictures are smaller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,8 @@ class StereoOptions:
     cameras and triangulated points.
 
     `depth_size` is the size of depth: the side in pixels of a square with the area of a picture, or "original" for the
-    pictures' own size, which is also the largest; None for that of the network's pictures, which is the smallest.
+    pictures' own size, which is also the largest. None: that of the network's pictures, which is the smallest; where
+    stereo measures it, FINER if that is larger, or less of many pictures, so that all together have AUTO_MEGAPIXELS.
     """
 
     dense: Dense = option(
@@ -31,7 +33,7 @@ class StereoOptions:
     depth_size: int | Literal["original"] | None = option(
         None,
         "Size of depth, confidence and their pictures: the side of a square of equal area, or that of the originals "
-        "(default: the network's size).",
+        f"(default: the network's size; measured depth has at least {FINER}, or less of many pictures).",
         "PIXELS|original",
         parse=lambda text: int(text) if text.isdecimal() else text,
     )
@@ -42,6 +44,11 @@ class StereoOptions:
     def may_measure(self, pixels: int, views: int) -> bool:
         """Whether stereo runs for so many views with so many pixels in all, at least if the cameras are good."""
         return views > 1 and (self.dense == "stereo" or (self.dense == "auto" and pixels <= 1e6 * AUTO_MEGAPIXELS))
+
+    def may_enlarge(self, are_cameras_given: bool) -> bool:
+        """Whether pictures may have to be read again for larger depth; of cameras only those that were given count."""
+        measured = self.dense == "stereo" or (self.dense == "auto" and are_cameras_given)
+        return self.depth_size is not None or measured
 
     @classmethod
     def of(cls, choice: Dense | StereoOptions) -> StereoOptions:
