@@ -9,10 +9,11 @@
 synthetic: held-out scenes with true cameras, and with those of refinement; AbsRel, share within 5 %, the surest 80 %,
 angle of normals, and the distance of clouds. photos: the photo scenes with nano and refinement; the error at points of
 the ground-truth models that the run did not use: half of the tracks are set aside, and the run's own points at their
-pixels are taken from it; the share of pixels that two other views confirm within 1 %; where a depth sensor was there,
-the error against it. sizes: seconds and memory of stereo for pictures and numbers of views of several sizes. One scale
-for each scene. Correctness comes first: exact depth must stay exact. Writes
-benchmarks/results/depth_NAME.json; figures are medians over scenes, in per cent and degrees.
+pixels are taken from it; the share of pixels that two other views confirm within 1 %, and that lie in two others at
+all; where a depth sensor was there, the error against it. Depth is measured at the size that it has by default; small:
+stereo at the network's. sizes: seconds and memory of stereo for pictures and numbers of views of several sizes. One
+scale for each scene. Correctness comes first: exact depth must stay exact. Writes benchmarks/results/depth_NAME.json;
+figures are medians over scenes, in per cent and degrees.
 """
 
 from __future__ import annotations
@@ -41,14 +42,17 @@ from lean3r.geometry.fusion import with_cloud
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.normals import smooth_normals
 from lean3r.geometry.points import normals_from_depth
+from lean3r.inputs.pictures import Pictures
 from lean3r.models.base import Backbone
+from lean3r.pipeline.enlarging import enlarge
 from lean3r.pipeline.reconstruct import reconstruct
 from lean3r.pipeline.trust import no_points
 from lean3r.processes import memory_status_mb
 from lean3r.refine.depth import follow
 from lean3r.stereo.classical import measure_classically
-from lean3r.stereo.dense import densify
+from lean3r.stereo.dense import Measure, densify
 from lean3r.stereo.measure import measure
+from lean3r.stereo.options import FINER
 from lean3r.stereo.rays import pinhole_slopes
 from lean3r.stereo.weights import load_net
 from lean3r.types import Reconstruction, Source, Views
@@ -59,12 +63,14 @@ CONFIRMED = 0.01
 BEHIND = 1.1  # times the depth of a view, from which a place is hidden there
 SIZES, SIZE_VIEWS = ((240, 320), (480, 640)), (4, 16)  # height, width
 BENT = 0.1
-WAYS: dict[str, Callable[[Reconstruction], Reconstruction]] = {
-    "network": lambda scene: scene,
-    "follow": follow,
-    "classical": lambda scene: densify(follow(scene), measure=measure_classically),
-    "stereo": lambda scene: densify(follow(scene)),
-}
+MEASURES: dict[str, Measure] = {"classical": measure_classically, "stereo": measure}
+Way = Callable[[Reconstruction], Reconstruction]
+
+
+def ways(sized: Way = lambda scene: scene) -> dict[str, Way]:
+    """What is compared, by name; depth is measured after `sized` changed the size of pictures and maps."""
+    measured = {way: lambda scene, by=by: densify(sized(follow(scene)), measure=by) for way, by in MEASURES.items()}
+    return {"network": lambda scene: scene, "follow": follow, **measured}
 
 
 def against(depth: np.ndarray, conf: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -93,25 +99,28 @@ def normals_deg(depth: np.ndarray, truth: SceneBatch) -> float:
     return float(torch.rad2deg((ours * exact).sum(-1)[known].clamp(-1, 1).acos()).median())
 
 
-def confirmed(scene: Reconstruction) -> float:
-    """The share of pixels with depth, in per cent, that at least two other views confirm within CONFIRMED."""
+def confirmed(scene: Reconstruction) -> dict[str, float]:
+    """Shares of the pixels with depth, in per cent: that at least two other views confirm within CONFIRMED, and that
+    lie in the pictures of two others at all."""
     maps = Scene(scene.depth, scene.cam_from_world, Optics.of(scene))
-    agreed, total = 0, 0
+    agreed, within, total = 0, 0, 0
     for view, others in enumerate(neighbours(maps, 8)):
         rows, cols = np.nonzero(scene.depth[view] > 0)
-        votes = np.zeros(len(rows), int)
+        votes, pictures = np.zeros((2, len(rows)), int)
         for other in others:
             z, own = maps.seen(other, maps.world_points(view, rows, cols))
             votes += np.abs(np.where(np.isfinite(own), z / own, np.inf) - 1) < CONFIRMED
-        agreed, total = agreed + int((votes >= 2).sum()), total + len(rows)
-    return 100 * agreed / max(total, 1)
+            pictures += np.isfinite(own)
+        agreed, within = agreed + int((votes >= 2).sum()), within + int((pictures >= 2).sum())
+        total += len(rows)
+    return {"confirmed": 100 * agreed / max(total, 1), "in_three": 100 * within / max(total, 1)}
 
 
 def synthetic(model: Backbone, scenes: int, counts: list[int]) -> dict[str, Any]:
     """By cameras, views and way: medians over scenes."""
     result: dict[str, Any] = {"true": {}, "refined": {}}
     for views in counts:
-        rows: dict[str, dict[str, list[dict[str, float]]]] = {c: {w: [] for w in WAYS} for c in result}
+        rows: dict[str, dict[str, list[dict[str, float]]]] = {c: {w: [] for w in ways()} for c in result}
         for index in range(scenes):
             truth = held_out(index, views)
             found = reconstruct(model, Views(truth.images))
@@ -120,16 +129,16 @@ def synthetic(model: Backbone, scenes: int, counts: list[int]) -> dict[str, Any]
             if refined.info["refinement"]["status"] != "kept":
                 starts["refined"] = replace(refined, depth=found.depth, conf=found.conf)
             for cameras, start in starts.items():
-                for way, apply in WAYS.items():
+                for way, apply in ways().items():
                     begun = time.process_time()
                     scene = apply(start)
                     spent = (time.process_time() - begun) / views
                     figures = against(scene.depth, scene.conf, truth.depth[0].numpy())
                     figures |= {"normals_deg": normals_deg(scene.depth, truth), "cpu_seconds_a_view": spent}
                     rows[cameras][way].append(figures)
-        for cameras, ways in rows.items():
-            result[cameras][views] = {way: medians(each) for way, each in ways.items()} | {
-                "scenes": len(ways["network"])
+        for cameras, by_way in rows.items():
+            result[cameras][views] = {way: medians(each) for way, each in by_way.items()} | {
+                "scenes": len(by_way["network"])
             }
             print(cameras, views, result[cameras][views], flush=True)
     return result
@@ -270,15 +279,17 @@ def photos(model: Backbone, root: Path, save: Path | None) -> dict[str, Any]:
     """By scene and way."""
     result: dict[str, Any] = {}
     for folder in sorted(path for path in root.iterdir() if (path / "gt").is_dir()):
-        predicted = reconstruct(model, folder / "images", refine="off")
-        refined = reconstruct(model, folder / "images", refine="on")
+        pictures = Pictures(folder / "images")
+        predicted = reconstruct(model, pictures, refine="off", dense="network")
+        refined = reconstruct(model, pictures, refine="on", dense="network")
         start, places = set_aside(replace(refined, depth=predicted.depth, conf=predicted.conf), folder / "gt")
         result[folder.name] = {"status": refined.info["refinement"]["status"], "views": len(refined.sources)}
-        for way, apply in WAYS.items():
+        compared = {"small": ways()["stereo"]} | ways(partial(enlarge, pictures=pictures, side=FINER))
+        for way, apply in compared.items():
             begun = time.process_time()
             scene = apply(start)
             figures = {"cpu_seconds_a_view": (time.process_time() - begun) / len(scene.sources)}
-            figures |= at_tracks(scene, places) | sensor(scene, folder / "depth") | {"confirmed": confirmed(scene)}
+            figures |= at_tracks(scene, places) | sensor(scene, folder / "depth") | confirmed(scene)
             result[folder.name][way] = {name: round(value, 3) for name, value in figures.items()}
             if save is not None:
                 lean3r.export(with_cloud(scene), save / folder.name / way, ["ply", "preview"], overwrite=True)
@@ -296,8 +307,7 @@ def main() -> None:
     parser.add_argument("--net", type=Path)
     options = parser.parse_args()
     if options.net:
-        by_others = partial(measure, net=load_net(options.net))
-        WAYS["stereo"] = lambda scene: densify(follow(scene), measure=by_others)
+        MEASURES["stereo"] = partial(measure, net=load_net(options.net))
     result: dict[str, Any] = {"hardware": hardware()}
     if options.what == "sizes":
         print(write_result("depth_sizes", result | {"sizes": sizes()}))

@@ -29,7 +29,7 @@ from lean3r.pipeline.memory import (
 )
 from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.trust import no_points
-from lean3r.stereo.options import AUTO_MEGAPIXELS, FINER, StereoOptions
+from lean3r.stereo.options import FINER, FINER_MEGAPIXELS, StereoOptions
 from lean3r.types import Reconstruction, Source
 
 MAPS = 60  # resident memory in bytes per pixel of all views, measured
@@ -86,12 +86,12 @@ def check_room(
 def with_size(options: StereoOptions, scene: Reconstruction, model: Backbone, budget: Budget | None) -> StereoOptions:
     """The options with the size of depth that is measured, if none is chosen and it is larger than the network's.
 
-    That is FINER, or as much as AUTO_MEGAPIXELS allow; the network's size stays if memory does not suffice for it.
+    That is FINER, or as much as FINER_MEGAPIXELS allow; the network's size stays if memory does not suffice for it.
     """
     if options.depth_size is not None or not measures(options, scene):
         return options
     views = len(scene.sources)
-    side = min(FINER, math.isqrt(int(1e6 * AUTO_MEGAPIXELS) // views))
+    side = min(FINER, math.isqrt(int(1e6 * FINER_MEGAPIXELS) // views))
     height, width = _canvas([whole_size(source.width, source.height, side) for source in scene.sources])
     pixels = height * width * views
     if pixels < WORTHWHILE * scene.depth.size or not options.may_measure(pixels, views):
@@ -136,6 +136,11 @@ def enlarge_scene(
             return scene
     config = scene.info.get("config", {}) | {"depth_size": options.depth_size}
     return replace(larger, info={**scene.info, "config": config})
+
+
+def with_maps_of(before: Reconstruction, larger: Reconstruction) -> Reconstruction:
+    """The scene as it was before it was enlarged, with what is said of it since, but for the size."""
+    return replace(before, info={**larger.info, "config": before.info.get("config", {})})
 
 
 def enlarge(

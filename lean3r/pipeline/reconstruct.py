@@ -24,7 +24,7 @@ from lean3r.models.base import Backbone
 from lean3r.options import PointOptions
 from lean3r.pipeline.budget import Budget, Fit, Measure, fit_run, within
 from lean3r.pipeline.densifying import densify_scene, measures, without_network
-from lean3r.pipeline.enlarging import check_depth_size, check_room, enlarge_scene, with_size
+from lean3r.pipeline.enlarging import check_depth_size, check_room, enlarge_scene, with_maps_of, with_size
 from lean3r.pipeline.known import (
     Given,
     depth_factor,
@@ -154,13 +154,14 @@ def reconstruct(
         scene = refine_scene(scene, files, refining, held, masking, observer, stereo.dense != "off")
         observer.has_scene(scene)
     scene, shown = with_uses(scene, known.known_poses), None
-    if files is not None:
-        stereo = with_size(stereo, scene, model, budget)
-    if files is not None and stereo.depth_size is not None:
-        shown, scene = scene, enlarge_scene(scene, files, stereo, masking, observer)
+    sized = stereo if files is None else with_size(stereo, scene, model, budget)
+    if files is not None and sized.depth_size is not None:
+        shown, scene = scene, enlarge_scene(scene, files, sized, masking, observer)
     device = next(model.parameters()).device
-    if measures(stereo, scene):
+    if measures(sized, scene):
         scene = densify_scene(scene, observer, device, model.SEES, budget)
+    if shown is not None and sized != stereo and model.SEES and scene.info["stereo"]["status"] == "kept":
+        shown, scene = None, with_maps_of(shown, scene)  # a size that nobody chose is for what is measured
     with observer.stage("points"):
         scene = judge_scene(scene, content, shown, files is not None and files.chain)
         scene = with_resolution(with_cloud(without_depth(scene) if stereo.dense == "off" else scene))

@@ -10,6 +10,7 @@ from lean3r.options import check_types, option
 Dense = Literal["auto", "stereo", "network", "off"]
 AUTO_MEGAPIXELS = 8  # of all views together: stereo takes as long for every pixel, and long videos would take minutes
 FINER = 320  # side in pixels of measured depth where the network's pictures are smaller
+FINER_MEGAPIXELS = 4  # of all views together, to which depth is larger unasked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class StereoOptions:
 
     `depth_size` is the size of depth: the side in pixels of a square with the area of a picture, or "original" for the
     pictures' own size, which is also the largest. None: that of the network's pictures, which is the smallest; where
-    stereo measures it, FINER if that is larger, or less of many pictures, so that all together have AUTO_MEGAPIXELS.
+    stereo measures it, FINER if that is larger, or less of many pictures, so that all together have FINER_MEGAPIXELS.
     """
 
     dense: Dense = option(

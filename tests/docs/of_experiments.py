@@ -139,14 +139,16 @@ def depth() -> str:
     rows = [
         [
             name,
-            *(f"{row[way]['at_tracks_median']:.2f} %" for way in ("follow", "classical", "stereo")),
+            *(f"{row[way]['at_tracks_median']:.2f} %" for way in ("follow", "classical", "small", "stereo")),
             *(f"{row[way]['confirmed']:.0f} %" for way in ("follow", "stereo")),
+            f"{row['stereo']['in_three']:.0f} %",
             f"{row['stereo']['cpu_seconds_a_view']:.1f} s",
         ]
         for name, row in result("depth_photos")["scenes"].items()
     ]
-    parts = ["error: network", "matching alone", "stereo", "confirmed: network", "stereo", "CPU time a view"]
-    return table(["photos", *parts], rows)
+    errors = ["error: network", "matching alone", "stereo, small", "stereo"]
+    shares = ["confirmed: network", "stereo", "in two others", "CPU time a view"]
+    return table(["photos", *errors, *shares], rows)
 
 
 WAYS = {"follow": "network, fitted to points", "classical": "matching alone", "stereo": "stereo"}
@@ -174,7 +176,7 @@ def depth_sensor() -> str:
         [name, way_name, *(f"{row[way][f'sensor_{key}']:.1f} %" for key in ("abs_rel", "surest", "median", "within_5"))]
         for name, row in result("depth_photos")["scenes"].items()
         if "sensor_abs_rel" in row["stereo"]
-        for way, way_name in WAYS.items()
+        for way, way_name in (WAYS | {"small": "stereo, small"}).items()
     ]
     return table(["photos", "depth", "AbsRel", "surest 80 %", "median", "within 5 %"], rows)
 

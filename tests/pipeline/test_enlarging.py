@@ -16,6 +16,7 @@ from lean3r.cli.main import main
 from lean3r.data.world.synthetic import HELD_OUT_SEED, SyntheticWorld
 from lean3r.errors import InputError, OutOfMemoryError, UsageError
 from lean3r.geometry.lens import Optics, network_intrinsics
+from lean3r.inputs.given import GivenCamera, GivenCameras
 from lean3r.inputs.pictures import Pictures
 from lean3r.models.base import Backbone
 from lean3r.pipeline import enlarging
@@ -202,6 +203,75 @@ def test_stereo_measures_at_the_larger_size(tmp_path: Path) -> None:
     known = truth > 0
     before, after = (np.abs(depth[known] / truth[known] - 1).mean() for depth in (large.depth, found.depth))
     assert after < 0.4 * before
+
+
+def refined(views: int, width: int, height: int) -> Reconstruction:
+    """A scene as it is before its depth is measured."""
+    return Reconstruction(
+        sources=tuple(Source(f"{view}.png", width, height) for view in range(views)),
+        images=np.zeros((views, 192, 288, 3), np.uint8),
+        mask=np.ones((views, 192, 288), bool),
+        depth=np.ones((views, 192, 288), np.float32),
+        conf=np.ones((views, 192, 288), np.float32),
+        cam_from_world=np.tile(np.eye(4), (views, 1, 1)),
+        intrinsics=np.tile(np.eye(3), (views, 1, 1)),
+        points=no_points(),
+        registration=("refined",) * views,
+    )
+
+
+@pytest.mark.parametrize(("views", "width", "height", "options", "size"), [
+    (2, 6000, 4000, StereoOptions(), 320),
+    (8, 6000, 4000, StereoOptions(dense="stereo"), 320),
+    (50, 6000, 4000, StereoOptions(), 282),
+    (70, 6000, 4000, StereoOptions(), None),
+    (2, 300, 200, StereoOptions(), None),
+    (1, 6000, 4000, StereoOptions(), None),
+    (2, 6000, 4000, StereoOptions(dense="network"), None),
+    (2, 6000, 4000, StereoOptions(depth_size=500), 500),
+])  # fmt: skip
+def test_measured_depth_is_larger_unasked(
+    model: Backbone, views: int, width: int, height: int, options: StereoOptions, size: int | None
+) -> None:
+    """Less of many pictures, and nothing beyond the originals."""
+    scene = refined(views, width, height)
+    assert enlarging.with_size(options, scene, model, None).depth_size == size
+    if options.depth_size is None:
+        assert enlarging.with_size(options, scene, model, Budget(10**6)) == options, "the budget does not suffice"
+    if options.dense == "auto" and options.depth_size is None:
+        predicted = replace(scene, registration=("predicted",) * views)
+        assert enlarging.with_size(options, predicted, model, None) == options, "nothing is measured"
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_with_known_cameras_depth_is_larger(
+    tmp_path: Path, is_interrupted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After Ctrl-C while pictures are read again, depth is measured at the network's size."""
+    world = SyntheticWorld(seed=HELD_OUT_SEED, distortion=0.0)
+    batch = world.batch(0, 1, views=3, height=360, width=480)
+    known = []
+    for view, image in enumerate(batch.images[0].permute(0, 2, 3, 1)):
+        Image.fromarray((image * 255).round().byte().numpy()).save(tmp_path / f"{view}.png")
+        intrinsics, pose = (x[0, view].double().numpy() for x in (batch.intrinsics, batch.cam_from_world))
+        known.append(GivenCamera(f"{view}.png", 480, 360, intrinsics, pose))
+    if is_interrupted:
+
+        def interrupted(*args: object) -> Reconstruction:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(enlarging, "enlarge", interrupted)
+    scene = lean3r.reconstruct(lean3r.load("none"), tmp_path, cameras=GivenCameras(tuple(known), "the world"))
+    assert scene.info["stereo"]["status"] == "measured" and len(scene.points.xyz)
+    assert scene.info["config"]["depth_size"] == (None if is_interrupted else 320)
+    assert (scene.depth.shape[1:] == (277, 370)) is not is_interrupted
+    rows, cols = np.meshgrid(*(np.arange(n) for n in scene.depth.shape[1:]), indexing="ij")
+    for view, source in enumerate(scene.sources):
+        scale, offset = np.reshape(source.original_from_network, (2, 2))
+        x, y = np.floor((np.stack([cols, rows], -1) + 0.5) * scale + offset).astype(int).reshape(-1, 2).T
+        ours, truth = scene.depth[view].ravel(), batch.depth[0, view].numpy()[y.clip(0, 359), x.clip(0, 479)]
+        has = (ours > 0) & (truth > 0)
+        assert has.mean() > 0.3 and np.median(np.abs(ours[has] / truth[has] - 1)) < 0.01
 
 
 @pytest.mark.parametrize(("size", "said"), [

@@ -168,6 +168,7 @@ def test_each_model_reports_which_parts_it_reads(name: str, folder: Path, caplog
     expected = [camera.intrinsics for camera in cameras().cameras]
     np.testing.assert_allclose(scene.original_intrinsics, expected, rtol=1e-12)
     assert scene.scale == "aligned"
+    assert scene.info["stereo"]["status"] == "kept" and scene.info["config"]["depth_size"] is None
     assert (scene.depth[scene.mask] > 0).all()
 
 
