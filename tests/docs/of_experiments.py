@@ -151,7 +151,12 @@ def depth() -> str:
     return table(["photos", *errors, *shares], rows)
 
 
-WAYS = {"follow": "network, fitted to points", "classical": "matching alone", "stereo": "stereo"}
+WAYS = {
+    "follow": "network, fitted to points",
+    "classical": "matching alone",
+    "small": "stereo, small",
+    "stereo": "stereo",
+}
 
 
 def depth_rendered() -> str:
@@ -166,6 +171,7 @@ def depth_rendered() -> str:
         for cameras, counts in result("depth_synthetic")["by_cameras"].items()
         for views, row in counts.items()
         for way, name in WAYS.items()
+        if way in row
     ]
     return table(["cameras", "depth", "AbsRel", "surest 80 %", "within 5 %", "normals"], rows)
 
@@ -176,7 +182,7 @@ def depth_sensor() -> str:
         [name, way_name, *(f"{row[way][f'sensor_{key}']:.1f} %" for key in ("abs_rel", "surest", "median", "within_5"))]
         for name, row in result("depth_photos")["scenes"].items()
         if "sensor_abs_rel" in row["stereo"]
-        for way, way_name in (WAYS | {"small": "stereo, small"}).items()
+        for way, way_name in WAYS.items()
     ]
     return table(["photos", "depth", "AbsRel", "surest 80 %", "median", "within 5 %"], rows)
 

@@ -12,6 +12,8 @@ from lean3r.geometry.evidence import CLOSE
 from lean3r.inputs.trajectory import GAP_S, SAME_S
 from lean3r.inputs.views import MIN_SIDE
 from lean3r.models.base import Backbone
+from lean3r.models.nano import Nano
+from lean3r.pipeline.enlarging import WORTHWHILE
 from lean3r.pipeline.known import FIT
 from lean3r.pipeline.memory import USUAL_THRESHOLD
 from lean3r.refine.accept import INLIER_PX
@@ -23,7 +25,7 @@ from lean3r.stereo.alone import MOST_ERROR, WIDE
 from lean3r.stereo.classical import AGREE
 from lean3r.stereo.network import FINE_PLANES, StereoNet
 from lean3r.stereo.network import PLANES as LEARNED_PLANES
-from lean3r.stereo.options import AUTO_MEGAPIXELS
+from lean3r.stereo.options import AUTO_MEGAPIXELS, FINER, FINER_MEGAPIXELS
 from lean3r.train import NetworkRecipe
 
 SIZE = "an example of a size"
@@ -257,6 +259,10 @@ DEPTH = Page(
     "docs/how-to/depth.md",
     [
         ("have up to {} million pixels", lambda: [AUTO_MEGAPIXELS]),
+        ("is larger: {} pixels, the side", lambda: [FINER]),
+        ("get less, {} million pixels all", lambda: [FINER_MEGAPIXELS]),
+        ("from some {:.0f} pictures on", lambda: [round(1e6 * FINER_MEGAPIXELS / WORTHWHILE / Nano.resolution**2, -1)]),
+        ("{}, nano's own size", lambda: [Nano.resolution]),
         (
             "The network for stereo has {:.2f} M parameters",
             lambda: [sum(p.numel() for p in StereoNet().parameters()) / 1e6],
