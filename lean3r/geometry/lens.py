@@ -91,6 +91,14 @@ class Optics:
         """The cameras of a reconstruction."""
         return cls(reconstruction.sources, reconstruction.intrinsics, reconstruction.lenses)
 
+    def resized(self, x: float, y: float) -> Optics:
+        """The same cameras in pictures with pixels that are so many times as wide and as high."""
+        sources = []
+        for source in self._sources:
+            sx, sy, ox, oy = source.original_from_network
+            sources.append(replace(source, original_from_network=(x * sx, y * sy, ox, oy)))
+        return Optics(sources, np.diag([1 / x, 1 / y, 1.0]) @ self._intrinsics, self._lenses)
+
     def slopes(self, view: int, height: int, width: int) -> np.ndarray:
         """(x / z, y / z) [H, W, 2] float64 of the rays through all pixel centres; NaN outside the lens's field of view.
 

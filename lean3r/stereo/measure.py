@@ -12,16 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lean3r.parallel import by_threads
+from lean3r.parallel import Result, by_threads
 from lean3r.stereo.network import CELL, Features, Measured, StereoNet
 from lean3r.stereo.others import joined, surfaces
 from lean3r.stereo.posed import Depths, Posed, grey_of, nearest_inside, slopes_of, undistorted
 from lean3r.stereo.rays import Rays, grids
+from lean3r.stereo.sizes import Size, larger, sizes_of, smaller, smaller_depth, smaller_points
 from lean3r.stereo.starts import starts
 from lean3r.stereo.weights import load_net
 
 FIRST, SECOND = 0.55, 0.2  # reach of the passes, in log depth
-LOOKS = 2  # at every view: by itself, and around what others found, too
+LOOKS = 2  # at every view, as progress counts: by itself, and around what others found, too
 
 
 def measure(
@@ -35,52 +36,87 @@ def measure(
 
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W].
     Two starts (see starts.py) are measured with a wide reach; their mean, weighted by the expected precision, is
-    measured with a smaller one. Then views look again, around what they and the others found. `advanced` is called
-    LOOKS times a view. After Ctrl-C the views so far are measured, if there are any.
+    measured with a smaller one. Then views look again, around what they and the others found. Large pictures are looked
+    at first in a smaller size, and again in every larger one (see sizes.py). `advanced` is called LOOKS times a view.
+    After Ctrl-C the views so far are measured, if there are any.
     """
     net = load_net() if net is None else net
-    device = next(net.parameters()).device
-    height, width = prior.shape[-2:]
-    pad = (0, -width % CELL, 0, -height % CELL)
-    for_all = by_threads if device.type == "cpu" else lambda work, views: [work(view) for view in views]
-    own, seen = zip(*for_all(lambda view: _features(net, scene, view, pad), range(len(prior))), strict=True)
-    found = Depths(prior.clone(), torch.zeros_like(prior), np.zeros(len(prior), bool))
+    size = (prior.shape[1], prior.shape[2])
+    first, *more = sizes_of(*size)
+    level = _Level(net, smaller(scene, first), smaller_points(points, first))
+    begin = smaller_depth(prior, first)
+    found = Depths(begin.clone(), torch.zeros_like(begin), np.zeros(len(prior), bool))
     one_at_a_time = Lock()
 
-    def look(view: int, into: Depths, guesses: Sequence[Tensor], reaches: Sequence[float]) -> None:
-        """Measure a view around guesses [H, W] of its log depth."""
-        raster = torch.where(points[1][view], points[0][view], torch.nan)
-        maps = [F.pad(x[None, None], pad, mode="replicate")[0].to(device) for x in (*guesses, raster)]
-        result = _passes(_with_sources(net, scene, view, own[view], seen, pad), maps[:-1], maps[-1], reaches)
-        into.log_depth[view], into.log_b[view] = (x[0, :height, :width].cpu() for x in result)
-        into.measured[view] = True
-
-    def first(view: int) -> None:
-        if len(scene.sources[view]):
-            guesses = starts(prior[view], points[0][view], points[1][view], grey_of(scene, view))
-            look(view, found, guesses, (FIRST, SECOND))
+    def advance() -> None:
         with one_at_a_time:
             advanced()
+
+    def look(view: int) -> None:
+        if len(scene.sources[view]):
+            guesses = starts(begin[view], level.points[0][view], level.points[1][view], grey_of(level.scene, view))
+            level.look(found, view, guesses, (FIRST, SECOND))
+        advance()
 
     def again(view: int) -> None:
         if found.measured[view]:
-            look(view, better, [joined(scene, measured, found, view)], (SECOND,))
-        with one_at_a_time:
-            advanced()
+            guess = joined(below, measured, found, view)
+            level.look(better, view, [larger(guess, level.size)], (SECOND,))
+        if level.size == size:
+            advance()
 
     try:
-        for_all(first, range(len(prior)))
+        level.for_all(look)
     except KeyboardInterrupt:
         if not found.measured.any():
             raise
-        return replace(found, interrupted=True)
-    measured = surfaces(scene, found)
-    better = replace(found, log_depth=found.log_depth.clone(), log_b=found.log_b.clone(), alone=found.log_depth)
-    try:
-        for_all(again, range(len(prior)))
-    except KeyboardInterrupt:
-        return replace(better, interrupted=True)
-    return better
+        return replace(_larger(found, size), interrupted=True)
+    alone = _larger(found, size).log_depth
+    for each in more or [first]:
+        measured, below = surfaces(level.scene, found), level.scene
+        better = _larger(found, each)
+        try:
+            if each != first:
+                level = _Level(net, smaller(scene, each), smaller_points(points, each))
+            level.for_all(again)
+        except KeyboardInterrupt:
+            return replace(_larger(better, size), alone=alone, interrupted=True)
+        found = better
+    return replace(found, alone=alone)
+
+
+def _larger(found: Depths, size: Size) -> Depths:
+    """What was found in smaller pictures; a copy."""
+    log_depth = torch.stack([larger(each, size) for each in found.log_depth])
+    log_b = F.interpolate(found.log_b[None], size, mode="bilinear", align_corners=False)[0]
+    return replace(found, log_depth=log_depth, log_b=log_b)
+
+
+class _Level:
+    """A scene in one size, as the network sees it."""
+
+    def __init__(self, net: StereoNet, scene: Posed, points: tuple[Tensor, Tensor]) -> None:
+        self.net, self.scene, self.points = net, scene, points
+        height, width = self.size = scene.mask.shape[1:]
+        self.pad = (0, -width % CELL, 0, -height % CELL)
+        self.device = next(net.parameters()).device
+        features = self.for_all(lambda view: _features(net, scene, view, self.pad))
+        self.own, self.seen = zip(*features, strict=True)
+
+    def for_all(self, work: Callable[[int], Result]) -> list[Result]:
+        """What work gives for every view."""
+        views = range(len(self.scene.mask))
+        return by_threads(work, views) if self.device.type == "cpu" else [work(view) for view in views]
+
+    def look(self, into: Depths, view: int, guesses: Sequence[Tensor], reaches: Sequence[float]) -> None:
+        """Measure a view around guesses [H, W] of its log depth."""
+        raster = torch.where(self.points[1][view], self.points[0][view], torch.nan)
+        maps = [F.pad(x[None, None], self.pad, mode="replicate")[0].to(self.device) for x in (*guesses, raster)]
+        seen = _with_sources(self.net, self.scene, view, self.own[view], self.seen, self.pad)
+        height, width = self.size
+        result = _passes(seen, maps[:-1], maps[-1], reaches)
+        into.log_depth[view], into.log_b[view] = (x[0, :height, :width].cpu() for x in result)
+        into.measured[view] = True
 
 
 class View(NamedTuple):

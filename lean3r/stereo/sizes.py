@@ -1,0 +1,89 @@
+"""Scenes in several sizes: what is far from the guess is looked for in small pictures, details in larger ones.
+
+The network sees as many pixels around each, whatever the size, and takes as long for each: in small pictures it sees
+more of the scene, for less (as coarse-to-fine stereo does, CasMVSNet, arXiv 1912.06378).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lean3r.geometry.consistency import EDGE
+from lean3r.parallel import by_threads
+from lean3r.stereo.posed import Posed
+
+BASE = 288  # side of the smallest pictures: of a square with their area
+STEP = 2.0  # between two sizes at most
+Size = tuple[int, int]
+
+
+def sizes_of(height: int, width: int) -> list[Size]:
+    """The sizes (H, W) in which pictures are looked at, the smallest first; the last is their own."""
+    side = math.sqrt(height * width)
+    steps = max(0, math.ceil(math.log(side / BASE) / math.log(STEP) - 0.01))
+    factors = [(BASE / side) ** (1 - step / steps) for step in range(steps)] if side > BASE * 1.1 else []
+    return [(round(factor * height), round(factor * width)) for factor in factors] + [(height, width)]
+
+
+def smaller(scene: Posed, size: Size) -> Posed:
+    """The scene with pictures of a smaller size, without stored depth; itself if it has that size."""
+    height, width = scene.mask.shape[1:]
+    if size == (height, width):
+        return scene
+    images = np.empty((len(scene.images), *size, 3), np.uint8)
+    mask = np.empty((len(scene.images), *size), bool)
+
+    def shrink(view: int) -> None:
+        picture = torch.from_numpy(np.ascontiguousarray(scene.images[view])).permute(2, 0, 1)[None].float()
+        shrunk = F.interpolate(picture, size, mode="bilinear", align_corners=False, antialias=True)
+        images[view] = shrunk[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
+        inside = F.interpolate(torch.from_numpy(scene.mask[view])[None, None].float(), size, mode="area")
+        mask[view] = (inside[0, 0] > 0.99).numpy()
+
+    by_threads(shrink, range(len(images)))
+    x, y = width / size[1], height / size[0]
+    intrinsics = np.diag([1 / x, 1 / y, 1.0]) @ scene.intrinsics
+    optics = scene.optics.resized(x, y)
+    return replace(scene, images=images, mask=mask, intrinsics=intrinsics, optics=optics, stored=np.zeros(0))
+
+
+def smaller_depth(log_depth: Tensor, size: Size) -> Tensor:
+    """Log depth [S, H, W] of a smaller size."""
+    if size == log_depth.shape[1:]:
+        return log_depth.clone()
+    return F.interpolate(log_depth[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def smaller_points(points: tuple[Tensor, Tensor], size: Size) -> tuple[Tensor, Tensor]:
+    """Log depth [S, H, W] of points, and where they are [S, H, W] bool, in a smaller size; of several the nearest."""
+    log_depth, has = points
+    if size == has.shape[1:]:
+        return points
+    view, rows, cols = has.nonzero(as_tuple=True)
+    at = (view * size[0] + rows * size[0] // has.shape[1]) * size[1] + cols * size[1] // has.shape[2]
+    nearest = torch.full((len(has) * size[0] * size[1],), torch.inf)
+    nearest = nearest.scatter_reduce(0, at, log_depth[view, rows, cols], "amin").view(len(has), *size)
+    return torch.where(nearest.isfinite(), nearest, 0.0), nearest.isfinite()
+
+
+def larger(log_depth: Tensor, size: Size) -> Tensor:
+    """Log depth [H, W] of a larger size: linear in inverse depth inside surfaces, the nearest pixel's at edges, so that
+    none lies between two surfaces."""
+    if size == log_depth.shape:
+        return log_depth
+    high, low = (F.max_pool2d(sign * log_depth[None], 2, 1)[0] for sign in (1, -1))
+    rows, cols = (
+        ((torch.arange(new) + 0.5) * (old / new) - 0.5).floor().long().clamp(0, old - 2)
+        for new, old in zip(size, log_depth.shape, strict=True)
+    )
+    is_surface = (high + low)[rows[:, None], cols] < math.log(EDGE)
+    inverse = F.interpolate((-log_depth)[None, None].exp(), size, mode="bilinear", align_corners=False)[0, 0]
+    return torch.where(
+        is_surface, -inverse.log(), F.interpolate(log_depth[None, None], size, mode="nearest-exact")[0, 0]
+    )
