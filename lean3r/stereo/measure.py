@@ -17,12 +17,12 @@ from lean3r.stereo.network import CELL, Features, Measured, StereoNet
 from lean3r.stereo.others import joined, surfaces
 from lean3r.stereo.posed import Depths, Posed, grey_of, nearest_inside, slopes_of, undistorted
 from lean3r.stereo.rays import Rays, grids
-from lean3r.stereo.sizes import Size, larger, sizes_of, smaller, smaller_depth, smaller_points
+from lean3r.stereo.sizes import Size, first_size, larger, smaller, smaller_depth, smaller_points
 from lean3r.stereo.starts import starts
 from lean3r.stereo.weights import load_net
 
 FIRST, SECOND = 0.55, 0.2  # reach of the passes, in log depth
-LOOKS = 2  # at every view, as progress counts: by itself, and around what others found, too
+LOOKS = 2  # at every view: by itself, and around what others found, too
 
 
 def measure(
@@ -36,15 +36,15 @@ def measure(
 
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W].
     Two starts (see starts.py) are measured with a wide reach; their mean, weighted by the expected precision, is
-    measured with a smaller one. Then views look again, around what they and the others found. Large pictures are looked
-    at first in a smaller size, and again in every larger one (see sizes.py). `advanced` is called LOOKS times a view.
-    After Ctrl-C the views so far are measured, if there are any.
+    measured with a smaller one. Then views look again, around what they and the others found; the first look is at
+    large pictures in a smaller size (see sizes.py). `advanced` is called LOOKS times a view. After Ctrl-C the views so
+    far are measured, if there are any.
     """
     net = load_net() if net is None else net
     size = (prior.shape[1], prior.shape[2])
-    first, *more = sizes_of(*size)
-    level = _Level(net, smaller(scene, first), smaller_points(points, first))
-    begin = smaller_depth(prior, first)
+    small = first_size(*size)
+    first = _Looks(net, smaller(scene, small), smaller_points(points, small))
+    begin = smaller_depth(prior, small)
     found = Depths(begin.clone(), torch.zeros_like(begin), np.zeros(len(prior), bool))
     one_at_a_time = Lock()
 
@@ -54,35 +54,30 @@ def measure(
 
     def look(view: int) -> None:
         if len(scene.sources[view]):
-            guesses = starts(begin[view], level.points[0][view], level.points[1][view], grey_of(level.scene, view))
-            level.look(found, view, guesses, (FIRST, SECOND))
+            guesses = starts(begin[view], first.points[0][view], first.points[1][view], grey_of(first.scene, view))
+            first.look(found, view, guesses, (FIRST, SECOND))
         advance()
 
     def again(view: int) -> None:
         if found.measured[view]:
-            guess = joined(below, measured, found, view)
-            level.look(better, view, [larger(guess, level.size)], (SECOND,))
-        if level.size == size:
-            advance()
+            guess = larger(joined(first.scene, measured, found, view), size)
+            second.look(better, view, [guess], (SECOND,))
+        advance()
 
     try:
-        level.for_all(look)
+        first.for_all(look)
     except KeyboardInterrupt:
         if not found.measured.any():
             raise
         return replace(_larger(found, size), interrupted=True)
-    alone = _larger(found, size).log_depth
-    for each in more or [first]:
-        measured, below = surfaces(level.scene, found), level.scene
-        better = _larger(found, each)
-        try:
-            if each != first:
-                level = _Level(net, smaller(scene, each), smaller_points(points, each))
-            level.for_all(again)
-        except KeyboardInterrupt:
-            return replace(_larger(better, size), alone=alone, interrupted=True)
-        found = better
-    return replace(found, alone=alone)
+    measured, better = surfaces(first.scene, found), _larger(found, size)
+    better = replace(better, alone=better.log_depth.clone())
+    try:
+        second = first if small == size else _Looks(net, scene, points)
+        second.for_all(again)
+    except KeyboardInterrupt:
+        return replace(better, interrupted=True)
+    return better
 
 
 def _larger(found: Depths, size: Size) -> Depths:
@@ -92,7 +87,7 @@ def _larger(found: Depths, size: Size) -> Depths:
     return replace(found, log_depth=log_depth, log_b=log_b)
 
 
-class _Level:
+class _Looks:
     """A scene in one size, as the network sees it."""
 
     def __init__(self, net: StereoNet, scene: Posed, points: tuple[Tensor, Tensor]) -> None:

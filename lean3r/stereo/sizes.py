@@ -18,17 +18,17 @@ from lean3r.geometry.consistency import EDGE
 from lean3r.parallel import by_threads
 from lean3r.stereo.posed import Posed
 
-BASE = 288  # side of the smallest pictures: of a square with their area
-STEP = 2.0  # between two sizes at most
+STEP = 1.4  # times smaller sides of pictures for the first look: less than half the pixels show what larger ones do
+LEAST = 320  # side of pictures (of a square with their area) that are not looked at in a smaller size
+WORTHWHILE = 1.1  # times the side, from which a smaller size saves time
 Size = tuple[int, int]
 
 
-def sizes_of(height: int, width: int) -> list[Size]:
-    """The sizes (H, W) in which pictures are looked at, the smallest first; the last is their own."""
+def first_size(height: int, width: int) -> Size:
+    """The size (H, W) in which pictures are looked at first."""
     side = math.sqrt(height * width)
-    steps = max(0, math.ceil(math.log(side / BASE) / math.log(STEP) - 0.01))
-    factors = [(BASE / side) ** (1 - step / steps) for step in range(steps)] if side > BASE * 1.1 else []
-    return [(round(factor * height), round(factor * width)) for factor in factors] + [(height, width)]
+    times = min(STEP, side / LEAST)
+    return (round(height / times), round(width / times)) if times > WORTHWHILE else (height, width)
 
 
 def smaller(scene: Posed, size: Size) -> Posed:
