@@ -26,6 +26,8 @@ from lean3r.stereo.classical import AGREE
 from lean3r.stereo.network import FINE_PLANES, StereoNet
 from lean3r.stereo.network import PLANES as LEARNED_PLANES
 from lean3r.stereo.options import AUTO_MEGAPIXELS, FINER, FINER_MEGAPIXELS
+from lean3r.stereo.sizes import LEAST, STEP
+from lean3r.stereo.sizes import WORTHWHILE as WORTH_LOOKING
 from lean3r.train import NetworkRecipe
 
 SIZE = "an example of a size"
@@ -268,6 +270,8 @@ DEPTH = Page(
             lambda: [sum(p.numel() for p in StereoNet().parameters()) / 1e6],
         ),
         ("at {} distances around each start, and at {} finer ones", lambda: [LEARNED_PLANES, FINE_PLANES]),
+        ("From {:.0f} pixels on, the first look is", lambda: [LEAST * WORTH_LOOKING]),
+        ("at pictures that are up to {} times smaller", lambda: [STEP]),
         ("are matched first, at {} distances", lambda: [WIDE]),
         (
             "{:.1f} s a view of 640x480 on two cores",
