@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.trust import no_points
 from lean3r.stereo.options import FINER, FINER_MEGAPIXELS, StereoOptions
 from lean3r.types import Reconstruction, Source
+
+logger = logging.getLogger("lean3r")
 
 MAPS = 60  # resident memory in bytes per pixel of all views, measured
 ROWS = 256  # carried at a time: bounds the memory
@@ -126,13 +129,24 @@ def bytes_of_maps(options: StereoOptions, sources: Sequence[Source], side: int |
 
 
 def enlarge_scene(
-    scene: Reconstruction, pictures: Pictures, options: StereoOptions, masks: Masks | None, observer: Observer
+    scene: Reconstruction,
+    pictures: Pictures,
+    options: StereoOptions,
+    masks: Masks | None,
+    observer: Observer,
+    is_asked: bool = True,
 ) -> Reconstruction:
-    """The scene with pictures and maps of the chosen size, and without points; Ctrl-C keeps it as it was."""
+    """The scene with pictures and maps of the chosen size, and without points; Ctrl-C keeps it as it was, and so do
+    pictures that cannot be read again, unless the size `is_asked` for: then InputError."""
     with observer.stage("enlarging") as progress:
         try:
             larger = enlarge(scene, pictures, side_of(options), masks, progress)
         except KeyboardInterrupt:
+            return scene
+        except InputError as error:
+            if is_asked:
+                raise
+            logger.warning("%s Depth keeps the network's size.", error)
             return scene
     config = scene.info.get("config", {}) | {"depth_size": options.depth_size}
     return replace(larger, info={**scene.info, "config": config})

@@ -156,7 +156,7 @@ def reconstruct(
     scene, shown = with_uses(scene, known.known_poses), None
     sized = stereo if files is None else with_size(stereo, scene, model, budget)
     if files is not None and sized.depth_size is not None:
-        shown, scene = scene, enlarge_scene(scene, files, sized, masking, observer)
+        shown, scene = scene, enlarge_scene(scene, files, sized, masking, observer, sized == stereo)
     device = next(model.parameters()).device
     if measures(sized, scene):
         scene = densify_scene(scene, observer, device, model.SEES, budget)

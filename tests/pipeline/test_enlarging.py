@@ -243,11 +243,11 @@ def test_measured_depth_is_larger_unasked(
         assert enlarging.with_size(options, predicted, model, None) == options, "nothing is measured"
 
 
-@pytest.mark.parametrize("is_interrupted", [False, True])
+@pytest.mark.parametrize("stop", [None, KeyboardInterrupt, InputError])
 def test_with_known_cameras_depth_is_larger(
-    tmp_path: Path, is_interrupted: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, stop: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After Ctrl-C while pictures are read again, depth is measured at the network's size."""
+    """After Ctrl-C while pictures are read again, or if they have changed, depth is measured at the network's size."""
     world = SyntheticWorld(seed=HELD_OUT_SEED, distortion=0.0)
     batch = world.batch(0, 1, views=3, height=360, width=480)
     known = []
@@ -255,16 +255,16 @@ def test_with_known_cameras_depth_is_larger(
         Image.fromarray((image * 255).round().byte().numpy()).save(tmp_path / f"{view}.png")
         intrinsics, pose = (x[0, view].double().numpy() for x in (batch.intrinsics, batch.cam_from_world))
         known.append(GivenCamera(f"{view}.png", 480, 360, intrinsics, pose))
-    if is_interrupted:
+    if stop is not None:
 
-        def interrupted(*args: object) -> Reconstruction:
-            raise KeyboardInterrupt
+        def stopped(*args: object) -> Reconstruction:
+            raise stop("0.png cannot be read again")
 
-        monkeypatch.setattr(enlarging, "enlarge", interrupted)
+        monkeypatch.setattr(enlarging, "enlarge", stopped)
     scene = lean3r.reconstruct(lean3r.load("none"), tmp_path, cameras=GivenCameras(tuple(known), "the world"))
     assert scene.info["stereo"]["status"] == "measured" and len(scene.points.xyz)
-    assert scene.info["config"]["depth_size"] == (None if is_interrupted else 384)
-    assert (scene.depth.shape[1:] == (333, 443)) is not is_interrupted
+    assert scene.info["config"]["depth_size"] == (384 if stop is None else None)
+    assert (scene.depth.shape[1:] == (333, 443)) is (stop is None)
     rows, cols = np.meshgrid(*(np.arange(n) for n in scene.depth.shape[1:]), indexing="ij")
     for view, source in enumerate(scene.sources):
         scale, offset = np.reshape(source.original_from_network, (2, 2))
