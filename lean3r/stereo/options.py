@@ -9,7 +9,7 @@ from lean3r.options import check_types, option
 
 Dense = Literal["auto", "stereo", "network", "off"]
 AUTO_MEGAPIXELS = 8  # of all views together: stereo takes as long for every pixel, and long videos would take minutes
-FINER = 384  # side in pixels of measured depth where the network's pictures are smaller
+FINER = 320  # side in pixels of measured depth where the network's pictures are smaller
 FINER_MEGAPIXELS = 4  # of all views together, to which depth is larger unasked
 
 

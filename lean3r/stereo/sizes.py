@@ -19,8 +19,8 @@ from lean3r.parallel import by_threads
 from lean3r.stereo.posed import Posed
 
 STEP = 1.4  # times smaller sides of pictures for the first look: less than half the pixels show what larger ones do
-LEAST = 320  # side of pictures (of a square with their area) that are not looked at in a smaller size
-WORTHWHILE = 1.1  # times the side, from which a smaller size saves time
+LEAST = 240  # side of pictures (of a square with their area) that are not looked at in a smaller size
+WORTHWHILE = 1.2  # times the side, from which a smaller size saves time
 Size = tuple[int, int]
 
 

@@ -221,8 +221,8 @@ def refined(views: int, width: int, height: int) -> Reconstruction:
 
 
 @pytest.mark.parametrize(("views", "width", "height", "options", "size"), [
-    (2, 6000, 4000, StereoOptions(), 384),
-    (8, 6000, 4000, StereoOptions(dense="stereo"), 384),
+    (2, 6000, 4000, StereoOptions(), 320),
+    (8, 6000, 4000, StereoOptions(dense="stereo"), 320),
     (50, 6000, 4000, StereoOptions(), 282),
     (70, 6000, 4000, StereoOptions(), None),
     (2, 300, 200, StereoOptions(), None),
@@ -263,8 +263,8 @@ def test_with_known_cameras_depth_is_larger(
         monkeypatch.setattr(enlarging, "enlarge", stopped)
     scene = lean3r.reconstruct(lean3r.load("none"), tmp_path, cameras=GivenCameras(tuple(known), "the world"))
     assert scene.info["stereo"]["status"] == "measured" and len(scene.points.xyz)
-    assert scene.info["config"]["depth_size"] == (384 if stop is None else None)
-    assert (scene.depth.shape[1:] == (333, 443)) is (stop is None)
+    assert scene.info["config"]["depth_size"] == (320 if stop is None else None)
+    assert (scene.depth.shape[1:] == (277, 370)) is (stop is None)
     rows, cols = np.meshgrid(*(np.arange(n) for n in scene.depth.shape[1:]), indexing="ij")
     for view, source in enumerate(scene.sources):
         scale, offset = np.reshape(source.original_from_network, (2, 2))
