@@ -56,7 +56,7 @@ def smaller(scene: Posed, size: Size) -> Posed:
 def smaller_depth(log_depth: Tensor, size: Size) -> Tensor:
     """Log depth [S, H, W] of a smaller size."""
     if size == log_depth.shape[1:]:
-        return log_depth.clone()
+        return log_depth
     return F.interpolate(log_depth[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
 
 
