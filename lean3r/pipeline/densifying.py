@@ -22,7 +22,7 @@ CONFIRMED = ("refined", "fallback", "given")
 # Resident memory, measured: bytes per pixel of all views for their results; and in every thread of one view, in the
 # network and what it compares at once.
 RESULTS = 130
-IN_NETWORK, PIECES = 600, 120_000_000
+IN_NETWORK, PIECES = 600, 220_000_000
 
 
 def measures(options: StereoOptions, scene: Reconstruction) -> bool:
