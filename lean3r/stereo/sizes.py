@@ -1,4 +1,4 @@
-"""Scenes in several sizes: what is far from the guess is looked for in small pictures, details in larger ones.
+"""Scenes in two sizes: what is far from the guess is looked for in smaller pictures, details in the larger ones.
 
 The network sees as many pixels around each, whatever the size, and takes as long for each: in small pictures it sees
 more of the scene, for less (as coarse-to-fine stereo does, CasMVSNet, arXiv 1912.06378).

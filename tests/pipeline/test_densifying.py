@@ -22,19 +22,19 @@ from lean3r.processes import memory_status_mb
 CPU = torch.device("cpu")
 PEAK = """
 import json, pathlib, sys, lean3r
-from lean3r.pipeline import densifying
+from lean3r.pipeline import reconstruct
+from lean3r.pipeline.densifying import bytes_of_stereo, densify_scene
 from lean3r.processes import memory_status_mb
 
 def measured(scene, *more):
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     before = memory_status_mb("VmRSS")
     found = densify_scene(scene, *more)
-    needed = densifying.bytes_of_stereo(scene.depth[0].size, len(scene.depth)) / 1e6
-    print(json.dumps([needed, memory_status_mb("VmHWM") - before, found.info["stereo"]["status"]]))
+    reckoned = bytes_of_stereo(scene.depth[0].size, len(scene.depth)) / 1e6
+    print(json.dumps([reckoned, memory_status_mb("VmHWM") - before, scene.depth.shape]))
     return found
 
-from lean3r.pipeline import reconstruct
-densify_scene, reconstruct.densify_scene = reconstruct.densify_scene, measured
+reconstruct.densify_scene = measured
 lean3r.reconstruct(lean3r.load("nano", device="cpu"), sys.argv[1], memory="8GB", refine="off",
     dense=lean3r.StereoOptions(dense="stereo", depth_size=int(sys.argv[2])))
 """
@@ -59,5 +59,6 @@ def test_memory_of_stereo_is_what_is_reckoned(tmp_path: Path, size: int) -> None
         Image.fromarray((image * 255).round().byte().numpy()).save(tmp_path / f"{view}.png")
     program = [sys.executable, "-c", PEAK, str(tmp_path), str(size)]
     told = subprocess.run(program, capture_output=True, text=True, check=True).stdout
-    reckoned, needed, _ = json.loads(told.splitlines()[-1])
+    reckoned, needed, (views, height, width) = json.loads(told.splitlines()[-1])
+    assert views == 8 and abs((height * width) ** 0.5 - size) < 8
     assert 0.5 * reckoned < needed < reckoned

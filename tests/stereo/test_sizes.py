@@ -1,4 +1,4 @@
-"""Scenes in several sizes: cameras, points and surfaces stay where they are, and depth is found in fewer steps."""
+"""Scenes in two sizes: cameras, points and surfaces stay where they are, and both are looked at."""
 
 from __future__ import annotations
 
