@@ -19,10 +19,10 @@ from lean3r.stereo.options import StereoOptions
 from lean3r.types import Reconstruction, with_warning
 
 CONFIRMED = ("refined", "fallback", "given")
-# Resident memory, measured: bytes per pixel of all views for their results; and in every thread of one view, in the
-# network and what it compares at once.
-RESULTS = 130
-IN_NETWORK, PIECES = 600, 220_000_000
+# Resident memory, measured: code and weights that come with stereo; bytes per pixel of all views for their results; and
+# in every thread of one view, in the network and what it compares at once.
+AT_ALL, RESULTS = 160_000_000, 130
+IN_NETWORK, PIECES = 500, 190_000_000
 
 
 def measures(options: StereoOptions, scene: Reconstruction) -> bool:
@@ -35,7 +35,7 @@ def measures(options: StereoOptions, scene: Reconstruction) -> bool:
 def bytes_of_stereo(pixels: int, views: int) -> int:
     """Bytes that stereo needs for views of so many pixels, above what is in use."""
     threads = min(torch.get_num_threads(), MAX_THREADS, views)
-    return RESULTS * pixels * views + (IN_NETWORK * pixels + PIECES) * threads
+    return AT_ALL + RESULTS * pixels * views + (IN_NETWORK * pixels + PIECES) * threads
 
 
 def without_network(options: StereoOptions, are_cameras_given: bool, has_limit: bool) -> StereoOptions:
