@@ -69,6 +69,7 @@ def densify_scene(
         needed = used_bytes(device) + bytes_of_stereo(scene.depth[0].size, len(scene.depth))
         if needed > budget.size:
             reason = f"it needs some {in_units(needed)} of memory, and {in_units(budget.size)} are allowed"
+            reason += f"; --memory {(needed // 10**8 + 1) * 100}MB would do"
             scene = with_warning(scene, "stereo-kept", f"depth is not measured by stereo: {reason}")
             return replace(scene, info={**scene.info, "stereo": {"status": "kept", "reason": reason}})
     done = 0

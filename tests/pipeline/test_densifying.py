@@ -15,7 +15,7 @@ from stereo.rendered import scene, truth
 
 from lean3r.pipeline.budget import Budget
 from lean3r.pipeline.densifying import bytes_of_stereo, densify_scene
-from lean3r.pipeline.memory import used_bytes
+from lean3r.pipeline.memory import parse_memory, used_bytes
 from lean3r.pipeline.observer import Observer
 from lean3r.processes import memory_status_mb
 
@@ -47,7 +47,8 @@ def test_stereo_that_does_not_fit_into_memory_is_left_out_with_a_warning() -> No
     assert kept.info["stereo"]["status"] == "kept" and "of memory" in kept.info["stereo"]["reason"]
     assert [warning["code"] for warning in kept.info["warnings"]] == ["stereo-kept"]
     np.testing.assert_array_equal(kept.depth, before.depth)
-    measured = densify_scene(before, Observer(), CPU, budget=Budget(needed + (1 << 30)))
+    advised = parse_memory(kept.info["stereo"]["reason"].split("--memory ")[1].split()[0])
+    measured = densify_scene(before, Observer(), CPU, budget=Budget(advised))
     assert measured.info["stereo"]["status"] == "measured"
 
 
