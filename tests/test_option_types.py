@@ -36,6 +36,8 @@ from lean3r.stereo.options import StereoOptions
     (RefineOptions, {"side": None}, "side is None; expected a whole number."),
     (RefineOptions, {"when": "maybe"}, "refine is 'maybe'; expected one of auto, on, off."),
     (StereoOptions, {"depth_size": "full"}, "depth_size is 'full'; expected a whole number, one of original or None."),
+    (StereoOptions, {"depth_size": 0}, "depth_size is 0; expected at least 1 pixel, or 'original'."),
+    (StereoOptions, {"depth_size": -3}, "depth_size is -3; expected at least 1 pixel, or 'original'."),
     (StereoOptions, {"depth_size": 480.0}, "depth_size is 480.0; expected a whole number, one of original or None."),
     (ScaleOptions, {"scale": 1.5}, "scale is 1.5; expected a text or None."),
     (ExportOptions, {"image_factors": 2}, "image_factors is 2; expected a sequence of whole numbers."),

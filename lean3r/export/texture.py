@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from lean3r.geometry.consistency import Scene, sample_depth, unit
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.spread import spread
 from lean3r.geometry.surface import vertex_normals
+from lean3r.inputs.views import whole_size
 from lean3r.parallel import by_threads
 from lean3r.types import Reconstruction
 
@@ -207,7 +209,7 @@ def _pictures(
     whole = round(used * max((source.width * source.height) ** 0.5 for source in scene.sources))
     number = {name: view for view, name in enumerate(scene.names)}
     total = len(number)
-    for picture in () if pictures is None else pictures.whole(scene.names, whole):
+    for picture in () if pictures is None else pictures.whole(scene.names, partial(whole_size, side=whole)):
         view = number.pop(picture.source.name)
         (scale, offset), (own, start) = (
             np.reshape(source.original_from_network, (2, 2)) for source in (scene.sources[view], picture.source)

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from lean3r.geometry.lens import Optics, pinhole_part
+from lean3r.grow.merge import of_views
 from lean3r.grow.recall import Recall
 from lean3r.inputs.given import GivenCamera, GivenCameras
 from lean3r.inputs.masks import Masks
 from lean3r.inputs.pictures import Pictures
+from lean3r.inputs.views import whole_size
 from lean3r.models.base import Backbone
 from lean3r.pipeline.densifying import densify_scene, measures
+from lean3r.pipeline.enlarging import carried, enlarge_scene, has_room
 from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.reconstruct import reconstruct
 from lean3r.refine import RefineOptions
-from lean3r.stereo.options import StereoOptions
+from lean3r.stereo.options import Dense, StereoOptions
 from lean3r.stream import sim3
 from lean3r.stream.join import Join, Shared, join
 from lean3r.types import Lens, Reconstruction, Registration
@@ -61,7 +65,8 @@ def place(
 
     If `is_held`, refinement registers the new views against the cameras of the recalled ones, held fixed. Otherwise the
     network's own world is joined to the scene's by a robust similarity. The depth of recalled views is that of the
-    scene; that of new ones is measured by the scene's `config`. New views that nothing confirms are uncertain.
+    scene; that of new ones is measured by the scene's `config`, at its size if memory suffices. New views that nothing
+    confirms are uncertain.
     """
     stereo = StereoOptions(**{name: config[name] for name in ("dense", "depth_size") if name in config})
     if isinstance(stereo.depth_size, int) and stereo.depth_size < (resolution or model.resolution):
@@ -69,7 +74,7 @@ def place(
     shared = len(chosen.views)
 
     def run(cameras: GivenCameras | None, refine: RefineOptions) -> Reconstruction:
-        network = replace(stereo, dense="off" if stereo.dense == "off" else "network")
+        network: Dense = "off" if stereo.dense == "off" else "network"
         part = reconstruct(
             model,
             pictures,
@@ -102,8 +107,11 @@ def place(
             if certain_of(other) >= certain_of(part) and not other.info["refinement"].get("notes"):
                 part = other
     else:
-        part = joined(scene, chosen.views, run(None, RefineOptions(when="off")))
-    part = with_stored_depth(scene, chosen.views, part)
+        part = run(None, RefineOptions(when="off"))
+    if stereo.depth_size is not None and has_room(stereo, part.sources, model):
+        part = enlarge_scene(part, pictures, stereo, masks, _Part(observer), is_asked=False)
+    stored = recalled(scene, chosen.views, part)
+    part = with_stored_depth(stored, part if is_held else joined(stored, part))
     if stereo.dense != "off" and measures(stereo, part):
         only = np.arange(len(part.sources)) >= shared
         part = densify_scene(part, _Part(observer), next(model.parameters()).device, only=only)
@@ -131,7 +139,7 @@ def lenses_of_new(
     share it; those of the same size without EXIF may."""
     if not scene.lenses:
         return {}, {}
-    looks = {p.source.name: p.source for p in pictures.whole(pictures.names, LOOK)}
+    looks = {p.source.name: p.source for p in pictures.whole(pictures.names, partial(whole_size, side=LOOK))}
     keys = {name: (look.width, look.height, look.focal_px) for name, look in looks.items()}
     stored: dict[Any, set[Lens]] = {}
     for view in views:
@@ -171,23 +179,33 @@ def _confirmed(part: Reconstruction, shared: int) -> Reconstruction:
     return replace(part, registration=tuple(labels))
 
 
-def joined(scene: Reconstruction, views: Sequence[int], part: Reconstruction) -> Reconstruction:
-    """A part in the network's own world, moved into that of the scene by all points and poses that both have.
+def recalled(scene: Reconstruction, views: Sequence[int], part: Reconstruction) -> Reconstruction:
+    """Some views of the scene, with their maps in the pixels that they have as the first views of a part."""
+    sources, lenses, labels = (
+        tuple(values[view] for view in views if values) for values in (scene.sources, scene.lenses, scene.registration)
+    )
+    at, count = np.asarray(views, int), len(views)
+    poses, intrinsics = scene.cam_from_world[at], scene.intrinsics[at]
+    chosen = replace(of_views(scene, at), sources=sources, lenses=lenses, registration=labels, sparse=None)
+    chosen = replace(chosen, cam_from_world=poses, intrinsics=intrinsics)
+    return carried(chosen, part.sources[:count], part.mask[:count])
+
+
+def joined(stored: Reconstruction, part: Reconstruction) -> Reconstruction:
+    """A part in the network's own world, moved into that of its `recalled` views by all points and poses of these.
 
     If these do not agree, or a new view overlaps with no other, new views are uncertain. `info["join"]` says how well
     they agree.
     """
-    pairs = []
-    for at, view in enumerate(views):
-        (own, own_conf), (new, new_conf) = (region(each, number) for each, number in ((scene, view), (part, at)))
-        if own.shape != new.shape:
-            continue
-        poses = scene.cam_from_world[view], part.cam_from_world[at]
-        slopes = (_slopes(scene, view) + _slopes(part, at)) / 2
+    pairs, views = [], range(len(stored.sources))
+    for view in views:
+        (own, own_conf), (new, new_conf) = (region(each, view) for each in (stored, part))
+        poses = stored.cam_from_world[view], part.cam_from_world[view]
+        slopes = (_slopes(stored, view) + _slopes(part, view)) / 2
         pairs.append(Shared(poses, (own, new), (own_conf, new_conf), slopes))
     found = join(pairs) if pairs else None
     if found is None:  # no depth in common: the camera of one view, at the network's scale
-        matrix = np.linalg.inv(scene.cam_from_world[views[0]]) @ part.cam_from_world[0]
+        matrix = np.linalg.inv(stored.cam_from_world[0]) @ part.cam_from_world[0]
         found = Join.without_evidence(matrix, len(views), "no shared depth")
     warnings = part.info.get("warnings", ())
     alone = {name for w in warnings if w["code"] == "no-overlap" for name in w["views"] or part.names}
@@ -200,20 +218,17 @@ def joined(scene: Reconstruction, views: Sequence[int], part: Reconstruction) ->
         cam_from_world=sim3.move_poses(found.matrix, part.cam_from_world),
         depth=part.depth * np.float32(sim3.parts(found.matrix)[0]),
         registration=tuple(labels),
-        scale=scene.scale,
+        scale=stored.scale,
         info={**part.info, "join": found.as_dict()},
     )
 
 
-def with_stored_depth(scene: Reconstruction, views: Sequence[int], part: Reconstruction) -> Reconstruction:
-    """The part with cameras, depth and confidence of its recalled views as the scene has them."""
-    depth, conf, poses = part.depth.copy(), part.conf.copy(), part.cam_from_world.copy()
-    for at, view in enumerate(views):
-        poses[at] = scene.cam_from_world[view]
-        inside, own = inside_of(part.mask[at]), region(scene, view)
-        if depth[at][inside].shape == own[0].shape:
-            depth[at][inside], conf[at][inside] = own
-    return replace(part, depth=depth, conf=conf, cam_from_world=poses)
+def with_stored_depth(stored: Reconstruction, part: Reconstruction) -> Reconstruction:
+    """The part with cameras, depth and confidence of its `recalled` views as the scene has them."""
+    names = ("depth", "conf", "cam_from_world")
+    own, new = (tuple(getattr(each, name) for name in names) for each in (stored, part))
+    maps = [np.concatenate([a, b[len(a) :]]) for a, b in zip(own, new, strict=True)]
+    return replace(part, **dict(zip(names, maps, strict=True)))
 
 
 def inside_of(mask: np.ndarray) -> tuple[slice, slice]:

@@ -22,6 +22,7 @@ from lean3r.grow.merge import merge
 from lean3r.grow.place import place
 from lean3r.grow.recall import Recall, recall
 from lean3r.grow.result import Result, read_about, read_result
+from lean3r.grow.same import are_alike, check_by_cloud, refuse
 from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.listing import Still, claim_name
 from lean3r.inputs.masks import Masks, check_folder
@@ -159,7 +160,7 @@ class _Adding:
         given = pictures.masks if masks is None else Masks.find(Path(masks), pictures.names)
         with self.observer.stage("recall"):
             chosen = self._recall(known, views, usable)
-        subset = [*self.album.stills([scene.names[view] for view in chosen.views]), *self.stills]
+        subset = [*self._stored(known, chosen.views), *self.stills]
         part = place(
             self.model,
             scene,
@@ -182,8 +183,22 @@ class _Adding:
         if known is None:
             stills = self.album.stills(scene.names)
             known = remember.make_memory(scene.sources, scene.mask, stills)
+            check_by_cloud(scene, folder, known.images)
         self.memory = known
         return known
+
+    def _stored(self, known: remember.Memory, views: Sequence[int]) -> list[Still]:
+        """The pictures of these stored views; InputError if they are not those that the scene remembers."""
+        scene = self.result.scene
+        stills = self.album.stills([scene.names[view] for view in views])
+        pairs = [(view, s) for view, s in zip(views, stills, strict=True) if remember.print_of(s) != known.prints[view]]
+        if pairs:  # compressed again, perhaps
+            changed, stills_now = [view for view, _ in pairs], [still for _, still in pairs]
+            masks = scene.mask[changed]
+            images = remember.look_at([scene.sources[view] for view in changed], masks, stills_now)
+            looks = zip(changed, masks, images, strict=True)
+            refuse([scene.names[v] for v, mask, now in looks if not are_alike(now[mask], known.images[v][mask])])
+        return stills
 
     def _claim(
         self, pictures: Pictures, scratch: Path, known: remember.Memory

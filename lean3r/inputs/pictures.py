@@ -207,12 +207,12 @@ class Pictures:
         it said the first time."""
         return predict()
 
-    def whole(self, names: Collection[str], side: int | None) -> Iterator[Picture]:
-        """The pictures called `names`, one at a time, uncropped, at their `whole_size`, in the order of the input.
+    def whole(self, names: Collection[str], size_of: SizeOf = whole_size) -> Iterator[Picture]:
+        """The pictures called `names`, one at a time, at some size, or their own, in the order of the input.
         Pictures that can no longer be read are left out."""
         wanted = set(names)
         with own_pixel_limit():
-            for name, result in self._decode(partial(whole_size, side=side)):
+            for name, result in self._decode(size_of):
                 if name in wanted and isinstance(result, Picture):
                     yield result
 

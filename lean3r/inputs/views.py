@@ -80,12 +80,12 @@ def network_size(width: int, height: int, resolution: int, patch: int) -> tuple[
     return cols * patch, rows * patch
 
 
-def whole_size(width: int, height: int, side: int | None) -> tuple[int, int]:
-    """(W, H) in pixels of an uncropped picture with the area of a square of `side` pixels; None: its own size, which is
-    also the largest."""
+def whole_size(width: int, height: int, side: int | None = None, most: float = 1.0) -> tuple[int, int]:
+    """(W, H) in pixels of an uncropped picture with the area of a square of `side` pixels (None: any), but not more
+    than `most` times its own sides."""
     own = math.sqrt(width * height)
-    shrink = 1.0 if side is None or side >= own else side / own
-    return max(1, round(width * shrink)), max(1, round(height * shrink))
+    times = most if side is None or side >= most * own else side / own
+    return max(1, round(width * times)), max(1, round(height * times))
 
 
 def assemble(pictures: Sequence[Picture], patch: int) -> Views:

@@ -94,14 +94,21 @@ def with_size(options: StereoOptions, scene: Reconstruction, model: Backbone, bu
     if options.depth_size is not None or not measures(options, scene):
         return options
     views = len(scene.sources)
-    side = min(FINER, math.isqrt(int(1e6 * FINER_MEGAPIXELS) // views))
-    height, width = _canvas([whole_size(source.width, source.height, side) for source in scene.sources])
-    pixels = height * width * views
-    if pixels < WORTHWHILE * scene.depth.size or not options.may_measure(pixels, views):
-        return options
+
+    def pixels(side: int) -> int:
+        return views * math.prod(_canvas([map_size(source, side) for source in scene.sources]))
+
+    side = bisect_right(range(1, FINER + 1), 1e6 * FINER_MEGAPIXELS, key=pixels)
+    sized = replace(options, depth_size=max(1, side))
+    is_worth_it = pixels(side) >= WORTHWHILE * scene.depth.size and options.may_measure(pixels(side), views)
+    return sized if is_worth_it and has_room(sized, scene.sources, model, budget) else options
+
+
+def has_room(options: StereoOptions, sources: Sequence[Source], model: Backbone, budget: Budget | None = None) -> bool:
+    """Whether maps of the chosen size fit into a budget, or into what is available."""
     limit, _ = _limit(model, budget)
-    needed = used_bytes(torch.device("cpu")) + bytes_of_maps(options, scene.sources, side)
-    return replace(options, depth_size=side) if limit is None or needed <= limit else options
+    needed = used_bytes(torch.device("cpu")) + bytes_of_maps(options, sources, side_of(options))
+    return limit is None or needed <= limit
 
 
 def _limit(model: Backbone, budget: Budget | None) -> tuple[int | None, str]:
@@ -119,9 +126,16 @@ def side_of(options: StereoOptions) -> int | None:
     return None if options.depth_size == "original" else options.depth_size
 
 
+def map_size(source: Source, side: int | None) -> tuple[int, int]:
+    """(W, H) of a picture's map of the chosen side: at most that of the original or, if this is smaller, of the whole
+    picture as the network saw it; None: the original's."""
+    sx, sy, *_ = source.original_from_network
+    return whole_size(source.width, source.height, side, 1.0 if side is None else max(1.0, (sx * sy) ** -0.5))
+
+
 def bytes_of_maps(options: StereoOptions, sources: Sequence[Source], side: int | None) -> int:
     """Bytes that a run needs for maps of pictures with a side and what is made of them, with stereo if it may run."""
-    height, width = _canvas([whole_size(source.width, source.height, side) for source in sources])
+    height, width = _canvas([map_size(source, side) for source in sources])
     view, views = height * width, len(sources)
     pixels = view * views
     maps = MAPS * pixels + BYTES_PER_CANDIDATE * min(pixels, MOST_CANDIDATES) + EXPORT_LIBRARIES
@@ -136,19 +150,20 @@ def enlarge_scene(
     observer: Observer,
     is_asked: bool = True,
 ) -> Reconstruction:
-    """The scene with pictures and maps of the chosen size, and without points; Ctrl-C keeps it as it was, and so do
-    pictures that cannot be read again, unless the size `is_asked` for: then InputError."""
+    """The scene with pictures and maps of the chosen size, and without points; Ctrl-C keeps its size, and so do
+    pictures that cannot be read again, unless the size `is_asked` for: then InputError. The config says which it is."""
+    size = options.depth_size
     with observer.stage("enlarging") as progress:
         try:
             larger = enlarge(scene, pictures, side_of(options), masks, progress)
         except KeyboardInterrupt:
-            return scene
+            larger, size = scene, None
         except InputError as error:
             if is_asked:
                 raise
             logger.warning("%s Depth keeps the network's size.", error)
-            return scene
-    config = scene.info.get("config", {}) | {"depth_size": options.depth_size}
+            larger, size = scene, None
+    config = scene.info.get("config", {}) | {"depth_size": size}
     return replace(larger, info={**scene.info, "config": config})
 
 
@@ -164,20 +179,18 @@ def enlarge(
     masks: Masks | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Reconstruction:
-    """The scene with whole pictures, at most with the area of a square of `side` pixels, and maps of their size.
-
-    Depth and confidence are interpolated inside surfaces and taken from the nearest pixel elsewhere; what is unknown
-    or not used by `masks` stays 0. Cameras are those of before. InputError if the pictures changed.
-    """
+    """The scene with whole pictures, of the `map_size` for a side, and maps of their size, without points; what is not
+    used by `masks` has no depth. Cameras are those of before. InputError if the pictures changed."""
     views = len(scene.sources)
-    sizes = [whole_size(source.width, source.height, side) for source in scene.sources]
+    sizes = [map_size(source, side) for source in scene.sources]
+    size_of = {(source.width, source.height): size for source, size in zip(scene.sources, sizes, strict=True)}
     height, width = _canvas(sizes)
     images = np.full((views, height, width, 3), round(255 * PAD_VALUE), np.uint8)
     mask = np.zeros((views, height, width), bool)
     sources = list(scene.sources)
     corners = [((height - h) // 2, (width - w) // 2) for w, h in sizes]
     number = {name: view for view, name in enumerate(scene.names)}
-    for picture in pictures.whole(scene.names, side):
+    for picture in pictures.whole(scene.names, lambda *original: size_of.get(original, (1, 1))):
         view = number.pop(picture.source.name)
         (top, left), (w, h) = corners[view], sizes[view]
         if picture.pixels.shape[:2] != (h, w):
@@ -190,7 +203,17 @@ def enlarge(
     if number:
         raise _changed(min(number))
     used = mask if masks is None else masks.of_network(sources, mask)
-    maps = np.zeros((2, views, height, width), np.float32)
+    return replace(carried(scene, sources, used), images=images, mask=mask, points=no_points())
+
+
+def carried(scene: Reconstruction, sources: Sequence[Source], used: np.ndarray) -> Reconstruction:
+    """The scene with maps in the pixels of other pictures made of its originals, where these are `used` [S, H, W].
+
+    Depth and confidence are interpolated inside surfaces and taken from the nearest pixel elsewhere; what is unknown
+    stays 0.
+    """
+    maps = np.zeros((2, *used.shape), np.float32)
+    height, width = used.shape[1:]
 
     def carry_view(view: int) -> None:
         depth = np.where(scene.mask[view] & np.isfinite(scene.depth[view]), scene.depth[view], 0)
@@ -198,17 +221,9 @@ def enlarge(
         carry(depth, scene.conf[view], x, y, maps[:, view])
         maps[:, view] *= used[view]
 
-    by_threads(carry_view, range(views))
-    return replace(
-        scene,
-        sources=tuple(sources),
-        images=images,
-        mask=mask,
-        depth=maps[0],
-        conf=maps[1],
-        intrinsics=_intrinsics(scene.original_intrinsics, sources),
-        points=no_points(),
-    )
+    by_threads(carry_view, range(len(sources)))
+    intrinsics = _intrinsics(scene.original_intrinsics, sources)
+    return replace(scene, sources=tuple(sources), mask=used, depth=maps[0], conf=maps[1], intrinsics=intrinsics)
 
 
 def carry(depth: np.ndarray, conf: np.ndarray, x: np.ndarray, y: np.ndarray, maps: np.ndarray) -> None:

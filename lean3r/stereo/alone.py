@@ -35,7 +35,8 @@ LEAST_POINTS = 30  # of a view: they say better how far to look
 MOST_ERROR = 0.05  # expected relative error of a pixel that counts as measured
 GAP = 0.05  # of the diagonal of a picture: half the width of a gap between measured pixels that is filled
 # Share of the pixels that a scene has measured, below which its depth may be chance. Photo scenes with their cameras
-# have 0.61 to 0.94, eight rendered ones 0.55 to 0.96; with pictures and cameras mixed up at most 0.19.
+# have 0.61 to 0.94, eight rendered ones 0.55 to 0.96; with pictures and cameras mixed up at most 0.27
+# (fountain_p11, five pictures).
 LITTLE = 0.3
 FEW_PIXELS = (
     "only {:.0%} of the pixels have depth that another view confirms, where right cameras give {:.0%} and more: the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lean3r.errors import UsageError
 from lean3r.options import check_types, option
 
 Dense = Literal["auto", "stereo", "network", "off"]
@@ -20,8 +21,9 @@ class StereoOptions:
     cameras and triangulated points.
 
     `depth_size` is the size of depth: the side in pixels of a square with the area of a picture, or "original" for the
-    pictures' own size, which is also the largest. None: that of the network's pictures, which is the smallest; where
-    stereo measures it, FINER if that is larger, or less of many pictures, so that all together have FINER_MEGAPIXELS.
+    pictures' own size. A side gives no more pixels than the original has or, of small pictures, the network's. None:
+    that of the network's pictures, which is the smallest; where stereo measures it, FINER if that is larger, or less of
+    many pictures, so that all together have FINER_MEGAPIXELS.
     """
 
     dense: Dense = option(
@@ -34,13 +36,15 @@ class StereoOptions:
     depth_size: int | Literal["original"] | None = option(
         None,
         "Size of depth, confidence and their pictures: the side of a square of equal area, or that of the originals "
-        f"(default: the network's size; measured depth has at least {FINER}, or less of many pictures).",
+        f"(default: the network's size; of measured depth {FINER} if larger, less of many or small pictures).",
         "PIXELS|original",
         parse=lambda text: int(text) if text.isdecimal() else text,
     )
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.depth_size not in (None, "original") and self.depth_size < 1:
+            raise UsageError(f"depth_size is {self.depth_size}; expected at least 1 pixel, or 'original'.")
 
     def may_measure(self, pixels: int, views: int) -> bool:
         """Whether stereo runs for so many views with so many pixels in all, at least if the cameras are good."""

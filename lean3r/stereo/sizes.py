@@ -66,7 +66,9 @@ def smaller_points(points: tuple[Tensor, Tensor], size: Size) -> tuple[Tensor, T
     if size == has.shape[1:]:
         return points
     view, rows, cols = has.nonzero(as_tuple=True)
-    at = (view * size[0] + rows * size[0] // has.shape[1]) * size[1] + cols * size[1] // has.shape[2]
+    # The small pixel that a point's own centre lies in.
+    row, col = ((2 * at + 1) * new // (2 * old) for at, new, old in zip((rows, cols), size, has.shape[1:], strict=True))
+    at = (view * size[0] + row) * size[1] + col
     nearest = torch.full((len(has) * size[0] * size[1],), torch.inf)
     nearest = nearest.scatter_reduce(0, at, log_depth[view, rows, cols], "amin").view(len(has), *size)
     return torch.where(nearest.isfinite(), nearest, 0.0), nearest.isfinite()

@@ -22,7 +22,7 @@ import lean3r
 from lean3r.cli.main import main
 from lean3r.export import ExportOptions
 from lean3r.geometry.align import align_cameras
-from lean3r.grow import run
+from lean3r.grow import place, run
 from lean3r.grow.masking import masks_of
 from lean3r.grow.memory import FILE, print_of
 from lean3r.grow.recall import cover
@@ -31,6 +31,7 @@ from lean3r.inputs.cameras import read_given
 from lean3r.inputs.masks import Masks
 from lean3r.inputs.pictures import Pictures
 from lean3r.options import as_record
+from lean3r.pipeline import enlarging
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "refine"))
 import scenes
@@ -198,16 +199,47 @@ def test_a_zoomed_picture_gets_a_lens_of_its_own(
     assert wrong_by(out, {"zoomed.png": NEW[0]}) < 10.0  # the price of another lens
 
 
-def test_without_refinement_the_worlds_are_joined(album: Path, tmp_path: Path, model) -> None:
+@pytest.mark.parametrize(("resolution", "has_room", "side"), [(120, True, 140), (120, False, 120), (160, True, 160)])
+def test_recalled_views_have_their_depth_at_any_size(
+    out: Path, tmp_path: Path, model, monkeypatch: pytest.MonkeyPatch, resolution: int, has_room: bool, side: int
+) -> None:
+    """At that of the record, which the maps may lack, at the network's, or if memory does not suffice."""
+    config = out / "config.toml"
+    config.write_text(config.read_text().replace('dense = "network"', 'dense = "stereo"\ndepth_size = 140'))
+    scene, parts = read_result(out).scene, []
+    monkeypatch.setattr(place, "densify_scene", lambda part, *_, **__: parts.append(part) or part)
+    if not has_room:
+        monkeypatch.setattr(enlarging, "available_bytes", lambda device: 1)
+    found = lean3r.add(model, out, photo(NEW[0], tmp_path / "new.png"), resolution=resolution)
+    assert found.registration[-1] == "refined" and (found.depth[-1] > 0).mean() > 0.5
+    [part] = parts
+    assert abs(part.mask[0].sum() ** 0.5 - side) < 0.04 * side
+    for at, name in enumerate(part.names[:-1]):
+        view = scene.names.index(name)
+        (scale, offset), (own, start) = (
+            np.reshape(each.original_from_network, (2, 2)) for each in (part.sources[at], scene.sources[view])
+        )
+        y, x = np.nonzero(part.depth[at])
+        assert len(y) > 0.85 * (scene.depth[view] > 0).mean() * part.mask[at].sum()
+        columns, rows = np.floor(((np.stack([x, y], 1) + 0.5) * scale + offset - start) / own).astype(int).T
+        stored, confidence = (each[view, rows, columns] for each in (scene.depth, scene.conf))
+        assert np.quantile(np.abs(part.depth[at, y, x] / stored - 1), 0.95) < 0.02
+        assert np.median(np.abs(part.conf[at, y, x] - confidence)) < 0.1 * np.median(confidence)
+
+
+@pytest.mark.parametrize("resolution", [None, 160])
+def test_without_refinement_the_worlds_are_joined(album: Path, tmp_path: Path, model, resolution: int | None) -> None:
     off = ["-q", "--refine", "off", "--resolution", "120", "-f", "npz,cameras"]
     assert main(["reconstruct", str(album / "photos"), "-o", str(tmp_path / "out"), *off]) == 0
     before = read_result(tmp_path / "out").scene
     photo(NEW[0], tmp_path / "new.png")
-    found = lean3r.add(model, tmp_path / "out", tmp_path / "new.png")
-    assert (found.cam_from_world[:6] == before.cam_from_world).all() and (found.depth[:6] == before.depth).all()
+    found = lean3r.add(model, tmp_path / "out", tmp_path / "new.png", resolution=resolution)
+    height, width = before.depth.shape[1:]
+    assert (found.cam_from_world[:6] == before.cam_from_world).all()
+    assert (found.depth[:6, :height, :width] == before.depth).all()
     join = found.info["added"][0]["join"]
     assert found.registration[-1] == ("uncertain" if join["bad"] else "predicted")
-    assert join["shared"] == len(found.info["added"][0]["recalled"])
+    assert join["shared"] == len(found.info["added"][0]["recalled"]) and join["frames"] > 0
     assert set(files_of(tmp_path / "out")) == {"manifest.json", "config.toml", "cameras.json", "predictions.npz", FILE}
 
 

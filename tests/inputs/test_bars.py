@@ -116,7 +116,7 @@ def test_a_video_is_read_without_its_bars(
     assert caplog.text.count("film.mp4 has bars at its edges: they are cut off, 120x76 pixels of 120x120 remain") == 1
     names = pictures.names[:2]
     assert [image.size for _, image in pictures.read(names, 1000)] == [(120, 76)] * 2
-    assert [picture.pixels.shape for picture in pictures.whole(names, None)] == [(76, 120, 3)] * 2
+    assert [picture.pixels.shape for picture in pictures.whole(names)] == [(76, 120, 3)] * 2
 
 
 def test_a_stream_reads_a_video_without_its_bars(letterbox: Path) -> None:

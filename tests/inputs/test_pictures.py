@@ -153,7 +153,7 @@ def test_a_video_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert np.array_equal(image, written)
     assert calls["decoded"] == 3
     for kept in (pictures, plain):
-        whole = {picture.source.name: picture for picture in kept.whole(kept.names, None)}
+        whole = {picture.source.name: picture for picture in kept.whole(kept.names)}
         assert whole.keys() == again.keys(), "frames can be read at any size, kept or not"
         for name, picture in whole.items():
             assert np.array_equal(picture.pixels, again[name])

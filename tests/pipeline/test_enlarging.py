@@ -24,6 +24,7 @@ from lean3r.pipeline.budget import Budget
 from lean3r.pipeline.enlarging import bytes_of_maps, carry, enlarge
 from lean3r.pipeline.memory import used_bytes
 from lean3r.pipeline.network_scene import pictures_of
+from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.trust import no_points
 from lean3r.stereo.dense import densify
 from lean3r.stereo.options import Dense, StereoOptions
@@ -117,10 +118,13 @@ def test_cameras_and_the_places_of_pixels_do_not_change(photos: Path, scene: Rec
         rows, cols = np.flatnonzero(large.mask[view].any(1)), np.flatnonzero(large.mask[view].any(0))
         picture = large.images[view, rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
         scale, offset = np.reshape(source.original_from_network, (2, 2))
-        assert len(rows) * len(cols) <= width * height, "never larger than the original"
-        if side == 130:
-            assert abs((len(rows) * len(cols)) ** 0.5 - min(130, (width * height) ** 0.5)) < 1
-        else:
+        own, seen = (
+            float(width * height / np.prod(s)) ** 0.5 for s in (1, scene.sources[view].original_from_network[:2])
+        )
+        if side is not None:
+            size = min(side, max(own, seen))
+            assert abs((len(rows) * len(cols)) ** 0.5 - size) < 1, "never larger than the original and the network's"
+        if side is None or side > own > seen:
             assert np.array_equal(picture, np.asarray(Image.open(photos / source.name)))
             assert np.array_equal(scale * [cols[0], rows[0]] + offset, [0, 0])
         assert (large.images[view][~large.mask[view]] == 128).all() and not large.depth[view][~large.mask[view]].any()
@@ -203,6 +207,66 @@ def test_stereo_measures_at_the_larger_size(tmp_path: Path) -> None:
     known = truth > 0
     before, after = (np.abs(depth[known] / truth[known] - 1).mean() for depth in (large.depth, found.depth))
     assert after < 0.4 * before
+
+
+def test_small_pictures_among_larger_ones_are_as_large_as_the_networks(tmp_path: Path) -> None:
+    """So they are measured as well as if all were small; at the size of the originals maps fit these pixel by pixel."""
+    world = SyntheticWorld(seed=HELD_OUT_SEED, distortion=0.0)
+    batch = world.batch(0, 1, views=3, height=360, width=480)
+    known = []
+    for view, image in enumerate(batch.images[0].permute(0, 2, 3, 1)):
+        times = 5 if view == 1 else 1
+        picture = Image.fromarray((image * 255).round().byte().numpy())
+        picture.reduce(times).save(tmp_path / f"{view}.png")
+        intrinsics, pose = (x[0, view].double().numpy().copy() for x in (batch.intrinsics, batch.cam_from_world))
+        intrinsics[:2] /= times
+        known.append(GivenCamera(f"{view}.png", 480 // times, 360 // times, intrinsics, pose))
+    for size, inner in ((None, (240, 320)), (400, (240, 320)), ("original", (72, 96))):
+        options = {"cameras": GivenCameras(tuple(known), "the world"), "dense": StereoOptions(depth_size=size)}
+        scene = lean3r.reconstruct(lean3r.load("none"), tmp_path, **options)
+        rows, cols = (np.flatnonzero(scene.mask[1].any(axis)) for axis in (1, 0))
+        assert (len(rows), len(cols)) == inner, size
+        np.testing.assert_allclose(scene.original_intrinsics, [camera.intrinsics for camera in known], atol=1e-6)
+        scale, offset = np.reshape(scene.sources[1].original_from_network, (2, 2))
+        np.testing.assert_allclose([cols[0], rows[0]] * scale + offset, 0, atol=0.2)
+        np.testing.assert_allclose([cols[-1] + 1, rows[-1] + 1] * scale + offset, [96, 72], atol=0.2)
+        if size == "original":
+            continue
+        y, x = np.nonzero(scene.depth[1])
+        column, row = np.floor(((np.stack([x, y], 1) + 0.5) * scale + offset) * 5).astype(int).T
+        truth = batch.depth[0, 1].numpy()[row.clip(0, 359), column.clip(0, 479)]
+        assert len(y) > 0.5 * scene.mask[1].sum()
+        assert np.median(np.abs(scene.depth[1, y, x] / truth - 1)[truth > 0]) < 0.005
+
+
+def test_the_limit_is_on_pixels_of_the_canvas(model: Backbone) -> None:
+    """Portraits and landscapes together have padding, too."""
+    scene = refined(20, 6000, 4000)
+    tall = refined(20, 4000, 6000)
+    mixed = replace(scene, **{
+        name: (*scene.sources, *tall.sources) if name == "sources" else np.concatenate([getattr(scene, name)] * 2)
+        for name in ("sources", "images", "mask", "depth", "conf", "cam_from_world", "intrinsics")
+    }, registration=("refined",) * 40)  # fmt: skip
+    side = enlarging.with_size(StereoOptions(), mixed, model, None).depth_size
+    assert isinstance(side, int) and side < 320
+    larger, most = (40 * max(enlarging.map_size(tall.sources[0], size)) ** 2 for size in (side + 1, side))
+    assert most <= 4e6 < larger
+
+
+def test_the_record_says_what_maps_an_interrupted_run_has(
+    photos: Path, scene: Reconstruction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, observer = StereoOptions(depth_size=130), Observer()
+    scene = replace(scene, info={"config": {"depth_size": 130, "seed": 0}})
+    found = enlarging.enlarge_scene(scene, Pictures(photos), asked, None, observer)
+    assert found.info["config"] == scene.info["config"] and found.depth.size > scene.depth.size
+
+    def stopped(*args: object) -> Reconstruction:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(enlarging, "enlarge", stopped)
+    kept = enlarging.enlarge_scene(scene, Pictures(photos), asked, None, observer)
+    assert kept.info["config"] == {"depth_size": None, "seed": 0} and kept.depth is scene.depth
 
 
 def refined(views: int, width: int, height: int) -> Reconstruction:

@@ -55,6 +55,11 @@ def test_smaller_pictures_see_the_same(lens: Lens | None) -> None:
     assert there.nonzero().tolist() == [[1, 169, 198], [1, 169, 199]] and points[there].tolist() == [2.0, -1.0]
     points, there = smaller_points((log_depth, has), (17, 20))
     assert there.nonzero().tolist() == [[1, 16, 19]] and points[there].tolist() == [-1.0]
+    for row in range(0, 340, 5):  # by their corners, many would lie elsewhere
+        one = torch.zeros(1, *SIZE, dtype=torch.bool)
+        one[0, row, row + 3] = True
+        [[_, small_row, col]] = smaller_points((one.float(), one), (243, 286))[1].nonzero().tolist()
+        assert small_row <= (row + 0.5) * 243 / 340 < small_row + 1 and col <= (row + 3.5) * 286 / 400 < col + 1
 
 
 def test_planes_stay_planes_and_edges_edges() -> None:
