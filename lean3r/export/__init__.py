@@ -121,6 +121,10 @@ EXPORTERS = Registry(
         "report": Format("lean3r.quality:write", "report.html", "what to trust, as a page to read and to print"),
     },
 )
+NO_PICTURES = (
+    "images/ is not written, and the pictures that transforms.json names there are missing: pass those of the scene, "
+    "ExportOptions(pictures=lean3r.Pictures('photos/'))"
+)
 DEFAULT_FORMATS = tuple(name for name in EXPORTERS if EXPORTERS[name].default)
 
 
@@ -135,14 +139,35 @@ def export(
     """Write `reconstruction` to the folder `out` and return `out`; all files appear at once or none does.
 
     `formats` are names of EXPORTERS ("all" for each). Raises UsageError for an unknown format, for a texture without
-    the mesh that it is for, for a non-empty `out` without `overwrite`, and for a full disk.
+    the mesh that it is for, for undistorted or copied pictures without `pictures`, for a non-empty `out` without
+    `overwrite`, and for a full disk.
     """
     chosen = parse_formats(formats)
-    if options is not None and options.texture and "mesh" not in chosen:
-        raise UsageError(f"texture paints the format mesh, and formats are {', '.join(chosen)}; add mesh.")
+    if options is not None:
+        _check(options, chosen)
     with atomic_folder(out, overwrite=overwrite) as directory:
-        write_all(_with_record(reconstruction, options), directory, chosen, options)
+        write_all(_with_record(_with_caution(reconstruction, chosen, options), options), directory, chosen, options)
     return Path(out)
+
+
+def _check(options: ExportOptions, chosen: Sequence[str]) -> None:
+    """UsageError if the options contradict these formats, or lack the pictures that they ask for."""
+    if options.texture and "mesh" not in chosen:
+        raise UsageError(f"texture paints the format mesh, and formats are {', '.join(chosen)}; add mesh.")
+    options.check(picture_uses(chosen))
+    options.check_pictures()
+
+
+def _with_caution(
+    reconstruction: Reconstruction, chosen: Sequence[str], options: ExportOptions | None
+) -> Reconstruction:
+    """The scene, with a warning if one of the formats names pictures that are not written."""
+    from lean3r.types import with_warning
+
+    options = options or ExportOptions()
+    if "needed" not in picture_uses(chosen) or options.pictures is not None or options.images == "never":
+        return reconstruction
+    return with_warning(reconstruction, "no-pictures", NO_PICTURES)
 
 
 def _with_record(reconstruction: Reconstruction, options: ExportOptions | None) -> Reconstruction:

@@ -89,8 +89,9 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.texture_from is not None and not hasattr(self.texture_from, "whole"):
-            raise UsageError(f"texture_from is {self.texture_from!r}; expected the Pictures of the scene.")
+        for name, use in (("texture_from", "whole"), ("pictures", "write")):
+            if (given := getattr(self, name)) is not None and not hasattr(given, use):
+                raise UsageError(f"{name} is {given!r}; expected the Pictures of the scene.")
         if min(self.image_factors, default=2) < 2 or len(set(self.image_factors)) < len(self.image_factors):
             raise UsageError(f"image_factors are {self.image_factors}; expected different whole numbers from 2 on.")
         if self.colmap_points < 0:
@@ -117,6 +118,15 @@ class ExportOptions:
             raise UsageError(
                 f"{'--undistort' if self.undistort else '--images always'} writes pictures only with the formats "
                 "colmap and nerfstudio. Choose one of them, without --images never."
+            )
+
+    def check_pictures(self) -> None:
+        """Raise UsageError if pictures are to be written and nothing says which."""
+        asked = "undistort=True" if self.undistort else 'images="always"' if self.images == "always" else ""
+        if asked and self.pictures is None:
+            raise UsageError(
+                f"{asked} writes pictures, and there are none: pictures is None. Pass those of the scene: "
+                "ExportOptions(..., pictures=lean3r.Pictures('photos/'))."
             )
 
     def warn_of_unread(self, formats: Collection[str]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lean3r.errors import InputError
+from lean3r.errors import InputError, UsageError
 from lean3r.geometry.lens import LENSES, colmap_camera
 from lean3r.inputs.camera_checks import check_pose, no_pinhole
 from lean3r.inputs.colmap_files import check_model, is_binary, names_in_text
@@ -41,7 +41,9 @@ OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y up, z backwar
 def read_given(path: str | Path) -> GivenCameras:
     """Read cameras from a JSON file (cameras.json, transforms.json, or fx, fy, cx, cy), a COLMAP model (its folder, one
     of its files, or a folder with sparse/0), a trajectory, or a folder with one of the first three. InputError if it
-    is missing, unreadable or of another kind."""
+    is missing, unreadable or of another kind, UsageError if `path` is no path."""
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"got {type(path).__name__} as cameras; expected GivenCameras, or the path of {FORMATS}.")
     path = Path(os.path.expanduser(path))
     if not path.exists():
         raise InputError(f"no such file or folder: {path}; expected {FORMATS}")
@@ -222,8 +224,10 @@ def _brown(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     are None; if distortion is not mentioned, the lens is None."""
     values = {BARE_KEYS.get(key, key): value for key, value in values.items()}
     kind = str(values.get("camera_model", "OPENCV")).upper()
-    if not kind.endswith(("OPENCV", "PINHOLE", "RADIAL")) or values.get("is_fisheye") or float(values.get("k4", 0)):
+    if not kind.endswith(("OPENCV", "PINHOLE", "RADIAL")) or values.get("is_fisheye"):
         raise no_pinhole(name, "FISHEYE" if values.get("is_fisheye") else kind)
+    if float(values.get("k4", 0)):
+        raise no_pinhole(name, f"{kind} with k4 = {values['k4']}")
     width, height = (int(values[key]) if key in values else None for key in ("w", "h"))
     camera: dict[str, Any] = {"width": width, "height": height, "intrinsics": None, "lens": None}
     if "fl_x" in values:

@@ -200,6 +200,8 @@ class GivenCameras:
         bare = path.with_suffix("")
         if not fitting and path.suffix.lower() in IMAGE_SUFFIXES:
             fitting = [c for c in by_last.get(bare.name, ()) if _end_alike(bare, PurePosixPath(c.name))]
+        if len(fitting) > 1 and len({c.name for c in fitting}) == 1:
+            raise InputError(f"{self.origin} lists {fitting[0].name} {len(fitting)} times; leave one of them.")
         if len(fitting) > 1:
             raise InputError(
                 f"{name} matches several cameras of {self.origin}: {_some([c.name for c in fitting])}. "

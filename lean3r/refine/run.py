@@ -34,7 +34,8 @@ from lean3r.types import Lens, Reconstruction, Registration, SparsePoints, with_
 FITTING = 0.75  # least share of verified matches that true poses fit
 MISFIT = (
     "the known poses fit only {:.0%} of the matches between the pictures; correct poses fit nearly all. Check their "
-    "direction (camera to world or world to camera), axes and times; rough poses are refined with --known-poses start"
+    "direction (camera to world or world to camera), axes and times; `lean3r reconstruct --known-poses start` refines "
+    "rough poses"
 )
 ZOOMS = "the lens zooms during the video: each of its frames has a focal length of its own"
 UNCONFIRMED = "nothing in the pictures confirms the known poses: no points could be triangulated with them"

@@ -291,6 +291,30 @@ def test_nerfstudio_sees_points_where_they_were_measured(tmp_path, model, shared
         np.testing.assert_allclose(np.stack([u, v], 1), scene.sparse.xy[mine], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("formats", "asked", "said"),
+    [
+        ("colmap,nerfstudio", {"images": "always"}, 'images="always".*pictures=lean3r.Pictures'),
+        ("colmap", {"undistort": True}, "undistort=True.*pictures=lean3r.Pictures"),
+        ("ply", {"undistort": True}, "only with the formats colmap and nerfstudio"),
+        ("colmap", {"pictures": "photos/"}, "expected the Pictures"),
+    ],
+)
+def test_pictures_that_are_asked_for_must_be_passed(tmp_path, formats, asked, said):
+    with pytest.raises(UsageError, match=said):
+        export(refined(), tmp_path / "out", formats, options=ExportOptions(**asked))
+    assert not (tmp_path / "out").exists()
+
+
+def test_transforms_without_their_pictures_come_with_a_warning(tmp_path, caplog):
+    scene, codes = refined(), []
+    given = ExportOptions(pictures=photos(scene, tmp_path / "photos"))
+    for number, options in enumerate([None, ExportOptions(images="never"), given]):
+        out = export(scene, tmp_path / str(number), "nerfstudio,colmap", options=options)
+        codes.append([w["code"] for w in json.loads((out / "manifest.json").read_text()).get("warnings", [])])
+    assert codes == [["no-pictures"], [], []] and caplog.text.count("images/ is not written") == 1
+
+
 def test_lean3r_reads_its_own_transforms(tmp_path):
     scene = refined("OPENCV")
     EXPORTERS.get("nerfstudio")(scene, tmp_path, ExportOptions())

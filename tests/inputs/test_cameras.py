@@ -6,6 +6,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pycolmap
@@ -13,8 +14,8 @@ import pytest
 import torch
 from export.scene import make_scene
 
-from lean3r.errors import InputError
-from lean3r.export import ExportOptions, export
+from lean3r.errors import InputError, UsageError
+from lean3r.export import ExportOptions, export, write_all
 from lean3r.geometry.lens import colmap_camera
 from lean3r.geometry.rotation import so3_exp
 from lean3r.inputs.cameras import GivenCamera, GivenCameras, read_given, read_intrinsics
@@ -71,8 +72,8 @@ def test_an_undistorted_result_gives_each_kind_of_picture_its_cameras(formats: t
     lens = Lens("SIMPLE_RADIAL", (3400.0, 2016.0, 1512.0, -0.02))
     scene = make_scene(3, originals=[(4032, 3024)] * 3)
     scene = replace(scene, lenses=(lens,) * 3, info={"config": {"undistort": True}}, scale="metric")
-    out = export(scene, tmp_path / "out", formats, options=ExportOptions(undistort=True))
-    given = read_given(out)
+    write_all(scene, tmp_path, formats, ExportOptions(undistort=True))  # `export` would warp pictures, too
+    given = read_given(tmp_path)
     after = given.kinds[-1].cameras[0]
     assert after.width is not None and after.height is not None
     size, names = (after.width, after.height), scene.names
@@ -136,6 +137,8 @@ def test_nerfstudio(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         assert lens is not None and lens.model == model and lens.params[4:] == more, stated
     with pytest.raises(InputError, match="OPENCV_FISHEYE, which is not supported"):
         read_given(transforms(scene, tmp_path / "transforms.json", camera_model="OPENCV_FISHEYE"))
+    with pytest.raises(InputError, match=r"is OPENCV with k4 = 0\.1, which is not supported"):
+        read_given(transforms(scene, tmp_path / "transforms.json", k4=0.1))
     angles = {"camera_angle_x": 0.7, "frames": [{"file_path": "./train/r_0", "transform_matrix": np.eye(4).tolist()}]}
     (tmp_path / "blender.json").write_text(json.dumps(angles))
     (only,) = read_given(tmp_path / "blender.json").cameras
@@ -258,6 +261,11 @@ def test_rounded_rotations_keep_the_centre_far_from_the_origin() -> None:
     assert GivenCamera("a", cam_from_world=exact).cam_from_world is exact
 
 
+def test_what_is_no_path_is_named() -> None:
+    with pytest.raises(UsageError, match="got int as cameras; expected GivenCameras, or the path of"):
+        read_given(cast(Any, 5))
+
+
 def test_matching_by_the_ends_of_paths(caplog: pytest.LogCaptureFixture) -> None:
     found = given("images/a.jpg", "left/b.jpg", "right/b.jpg", "frame_3").match(["a.jpg", "right/b.jpg", "frame_3.png"])
     assert [camera.name for camera in found if camera] == ["images/a.jpg", "right/b.jpg", "frame_3"]
@@ -267,6 +275,8 @@ def test_matching_by_the_ends_of_paths(caplog: pytest.LogCaptureFixture) -> None
     assert "1 cameras of x.json match no view: z.jpg" in caplog.text
     with pytest.raises(InputError, match=r"b\.jpg matches several cameras of x\.json: left/b\.jpg, right/b\.jpg"):
         given("left/b.jpg", "right/b.jpg").match(["b.jpg"])
+    with pytest.raises(InputError, match=r"x\.json lists images/b\.jpg 2 times; leave one of them"):
+        given("images/b.jpg", "a.jpg", "images/b.jpg").match(["b.jpg"])
     with pytest.raises(InputError, match=r"one camera b\.jpg for both left/b\.jpg and right/b\.jpg"):
         given("b.jpg").match(["left/b.jpg", "right/b.jpg"])
     with pytest.raises(InputError, match=r"Pictures: b\.jpg, c\.jpg; cameras: a\.jpg\. Rename one or the other"):
