@@ -23,6 +23,7 @@ from lean3r.tracing import is_traced, without_autocast
 from lean3r.types import Known, Plan, Prediction, TokenLayout, Tokens, Views
 
 if TYPE_CHECKING:
+    from lean3r.geometry.adjustment import Pairs
     from lean3r.models.summary import Summary
 
 logger = logging.getLogger("lean3r")
@@ -132,6 +133,11 @@ class Backbone(nn.Module):
             tokens = self.encode(_reorder(replace(views, known=None), [view]))
             seen.append(self.statistics(next(iter(tokens.layers.values())), tokens.layout))
         return torch.cat(seen)
+
+    def matched(self, views: Views) -> Pairs | None:
+        """Where the patches of views [1, S, 3, H, W] are in the other views, as the network matches them; None if it
+        does not, or not all of so many views."""
+        return None
 
     @staticmethod
     def statistics(tokens: Tensor, layout: TokenLayout) -> Tensor:

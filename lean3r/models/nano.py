@@ -16,16 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3r.geometry.adjustment import Pairs
 from lean3r.group import Share, of_all
 from lean3r.heads.camera import CameraState, CameraUpdate
 from lean3r.heads.guided import GuidedUpsampler, Surfaces
 from lean3r.layers.causal import Sight
 from lean3r.layers.embed import ConvStem, SpecialTokens
-from lean3r.layers.matching import Feedback, Matches, PairMatcher, Peers, SharedPeers
+from lean3r.layers.matching import MANY, Feedback, Matches, PairMatcher, Peers, SharedPeers
 from lean3r.layers.trunk import Trunk
 from lean3r.models.base import Backbone, check_views, full_precision, grey_padding, in_chunks
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
+ENLARGED = 1.25  # times the sides of pictures, for their matches alone
 STEM_BYTES, HEAD_BYTES = 1 << 24, 1 << 26  # upper bounds of the working memory of stem and head for one view
 EVERYONE = Peers()
 
@@ -139,19 +141,9 @@ class Nano(Backbone):
     ) -> Iterations:
         """`iterate` of views from number `first` on that see, with causal blocks, the peers and what the sight of each
         round shows."""
-        batch, views = half.shape[:2]
-        cell = self.patch // 2
-        layout, frame = _layout(half.shape, cell, mask, half.device)
-        layout = replace(layout, share=peers.share)
-        chunk = 1 << 30 if torch.is_grad_enabled() else self.frames_at_once(STEM_BYTES)
-        (patches,) = in_chunks(lambda x: (self.stem(x),), chunk, half.flatten(0, 1))
-        patches = patches.reshape(batch, views, layout.patches, patches.shape[-1])
-        x = self.special_tokens(patches, first)
-        x, _ = self.trunk(x, layout, stop=1)
+        x, matches, layout, frame = self._matched(half, mask, peers, first)
         special = layout.special
-        update, matches = self.matcher(x[:, :, special:], frame.grid, layout.valid, peers)
-        x = torch.cat([x[:, :, :special], x[:, :, special:] + update], dim=2)
-        cameras = CameraState.start(batch, views, x)
+        cameras = CameraState.start(half.shape[0], half.shape[1], x)
         estimates: list[Estimate] = []
         for index in range(self.rounds):
             x = self.blocks_of_round(x, layout, index, None if sights is None else sights[index])
@@ -171,6 +163,46 @@ class Nano(Backbone):
                 told = self.told_cameras(x[:, :, :special], index, cameras, peers)
                 x = torch.cat([told, x[:, :, special:] + update], dim=2)
         return Iterations(estimates, matches, x, layout, frame)
+
+    def _matched(
+        self, half: Tensor, mask: Tensor | None, peers: Peers, first: int
+    ) -> tuple[Tensor, Matches, TokenLayout, Frame]:
+        """The tokens of `iterate_among` before the rounds, with the matches in them."""
+        batch, views = half.shape[:2]
+        layout, frame = _layout(half.shape, self.patch // 2, mask, half.device)
+        layout = replace(layout, share=peers.share)
+        chunk = 1 << 30 if torch.is_grad_enabled() else self.frames_at_once(STEM_BYTES)
+        (patches,) = in_chunks(lambda x: (self.stem(x),), chunk, half.flatten(0, 1))
+        patches = patches.reshape(batch, views, layout.patches, patches.shape[-1])
+        x = self.special_tokens(patches, first)
+        x, _ = self.trunk(x, layout, stop=1)
+        special = layout.special
+        update, matches = self.matcher(x[:, :, special:], frame.grid, layout.valid, peers)
+        return torch.cat([x[:, :, :special], x[:, :, special:] + update], dim=2), matches, layout, frame
+
+    def matched(self, views: Views) -> Pairs | None:
+        """See Backbone.matched. Pictures are enlarged before: smaller patches are matched more exactly."""
+        count, height, width = views.images.shape[1], *views.images.shape[-2:]
+        if not 1 < count < MANY:
+            return None
+        views = grey_padding(views)
+        rows, cols = (round(ENLARGED * side / self.patch) for side in (height, width))
+        size = (rows * self.patch, cols * self.patch)
+        images = F.interpolate(views.images[0], size, mode="bicubic", antialias=True).clamp(0, 1)[None]
+        mask = None if views.mask is None else F.interpolate(views.mask.float(), size)[0] > 0.5
+        half, half_mask = self.half_size(Views(images, None if mask is None else mask[None]))
+        _, matches, layout, frame = self._matched(half, half_mask, EVERYONE, 0)
+        _, given = _layout(views.images.shape, self.patch, views.mask, half.device)
+        ratio = 2 * half.new_tensor(
+            [width / size[1], height / size[0]]
+        )  # pixels of the views, in each of a half picture
+        scale = (frame.side[0, :, None] / given.side[0, :, None] * ratio)[:, None]
+        shift = ((frame.center[0] * ratio - given.center[0]) / given.side[0, :, None])[:, None]
+        known = (
+            layout.valid[0] if layout.valid is not None else torch.ones_like(frame.grid[0, ..., 0], dtype=torch.bool)
+        )
+        found = frame.grid[0] * scale + shift, matches.position[0] * scale + shift, matches.spread[0]
+        return Pairs.of(*found, matches.visibility[0].sigmoid(), known, (rows, cols))
 
     def appearance(self, views: Views) -> Tensor:
         """See Backbone.appearance: the tokens before views are compared."""

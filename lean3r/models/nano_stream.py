@@ -125,6 +125,10 @@ class NanoStream(Nano):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
+    def matched(self, views: Views) -> None:
+        """See Backbone.matched: earlier frames are not compared with later ones."""
+        return None
+
     def special_tokens(self, patches: Tensor, first: int = 0) -> Tensor:
         """See Nano.special_tokens: those of anchors have a vector added."""
         x = self.special(patches)

@@ -22,6 +22,7 @@ from lean3r.inputs.masks import Masks, check_folder
 from lean3r.inputs.pictures import Pictures
 from lean3r.models.base import Backbone
 from lean3r.options import PointOptions
+from lean3r.pipeline.adjusting import adjust_scene, confirmed
 from lean3r.pipeline.budget import Budget, Fit, Measure, fit_run, within
 from lean3r.pipeline.densifying import densify_scene, measures, without_network
 from lean3r.pipeline.enlarging import check_depth_size, check_room, enlarge_scene, with_maps_of, with_size
@@ -152,6 +153,10 @@ def reconstruct(
     if is_refined:
         held = None if given is None else given.for_refinement(sources, known.known_poses)
         scene = refine_scene(scene, files, refining, held, masking, observer, stereo.dense != "off")
+        observer.has_scene(scene)
+    if given is None and group is None and not confirmed(scene):
+        with observer.stage("network"):
+            scene = adjust_scene(scene, model, views)
         observer.has_scene(scene)
     scene, shown = with_uses(scene, known.known_poses), None
     sized = stereo if files is None else with_size(stereo, scene, model, budget)
