@@ -3,8 +3,9 @@
     python benchmarks/accuracy.py [--weights FILE] [--scenes 200] [--photos ../shared/data/scenes]
     python benchmarks/accuracy.py --many 16 [--video ../shared/data/video]
 
-Writes benchmarks/results/nano_accuracy.json; with --many nano_many_views.json instead: the ways to run nano on many
-views, on the same scenes. Conventions: docs/nano.md.
+Writes benchmarks/results/nano_accuracy.json: nano as `lean3r.reconstruct` without refinement has it, and its network
+alone ("network"), whose cameras are not adjusted to matches. With --many nano_many_views.json instead: the ways to run
+nano on many views, on the same scenes. Conventions: docs/nano.md.
 """
 
 from __future__ import annotations
@@ -84,25 +85,40 @@ def constant_predictor(direction: tuple[float, float, float], log_depth: torch.T
     return call
 
 
+def unrefined(model: Backbone, views: Views) -> Prediction:
+    """What `reconstruct` has without refinement; depth everywhere, also where nothing is trusted."""
+    network, scene = predict(model, views), lean3r.reconstruct(model, views, refine="off", dense="network")
+    assert network.depth is not None
+    depth = torch.from_numpy(scene.depth)[None]
+    ratio = torch.where(depth > 0, depth / network.depth, torch.nan).flatten(2).nanmedian(-1).values
+    factor = torch.where(ratio.isfinite(), ratio, 1.0)[..., None, None]
+    # Cameras alone are scored, whatever the world: standing upright does not matter.
+    poses, intrinsics = (torch.from_numpy(x).float()[None] for x in (scene.cam_from_world, scene.intrinsics))
+    return Prediction(poses, intrinsics, network.depth * factor, network.conf)
+
+
 def synthetic(model: Backbone, scenes: int, view_counts: list[int]) -> dict[str, dict]:
-    """nano and the constant predictor on the same held-out scenes, by number of views."""
+    """nano, its network alone and the constant predictor on the same held-out scenes, by number of views."""
     depth_map, rows = mean_log_depth(), {}
     for views in view_counts:
         batches = held_out(views, scenes)
         truth = [batch.cam_from_world[0].double() for batch in batches]
         small = [SMALL_BASELINE * float(batch.depth[batch.depth > 0].mean()) for batch in batches]
         direction = best_constant_motion(truth, small)
-        ours = score_scenes(lambda v: predict(model, v), batches)
+        ours = score_scenes(lambda v: unrefined(model, v), batches)
+        network = score_scenes(lambda v: predict(model, v), batches)
         constant = score_scenes(constant_predictor(direction, depth_map), batches)
         flat = score_scenes(constant_predictor(direction, torch.zeros(1, 1, 2, 2)), batches)
         rows[str(views)] = {
             "nano": ours,
+            "network": network,
             "constant": constant,
             "constant_depth_abs_rel": flat["abs_rel"],
             "constant_direction": direction,
             "pairs": scenes * views * (views - 1) // 2,
         }
-        print(f"{views:3d} views  nano {short(ours)}\n           constant {short(constant)}", flush=True)
+        print(f"{views:3d} views  nano {short(ours)}\n           network {short(network)}")
+        print(f"           constant {short(constant)}", flush=True)
     return rows
 
 
@@ -117,10 +133,13 @@ def photos(model: Backbone, folder: Path) -> dict[str, dict]:
         direction = best_constant_motion([poses], [None])
         focal = found.original_intrinsics[order, 0, 0] / truth.intrinsics[:, 0, 0]
         ours = pose_auc(torch.from_numpy(found.cam_from_world[order]), poses, THRESHOLDS_DEG)
+        views = Pictures([str(scene / "images")]).views(resolution=model.resolution, patch=model.patch)
+        network = pose_auc(predict(model, views).cam_from_world[0, order].double(), poses, THRESHOLDS_DEG)
         constant = pose_auc(constant_motion(len(order), direction), poses, THRESHOLDS_DEG)
         rows[scene.name] = {
             "views": len(order),
             "nano": {f"auc{t}": 100 * v for t, v in ours.items()},
+            "network": {f"auc{t}": 100 * v for t, v in network.items()},
             "constant": {f"auc{t}": 100 * v for t, v in constant.items()},
             "focal_error_percent": 100 * float(np.median(np.abs(focal - 1))),
         }
