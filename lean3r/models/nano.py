@@ -22,12 +22,13 @@ from lean3r.heads.camera import CameraState, CameraUpdate
 from lean3r.heads.guided import GuidedUpsampler, Surfaces
 from lean3r.layers.causal import Sight
 from lean3r.layers.embed import ConvStem, SpecialTokens
-from lean3r.layers.matching import MANY, Feedback, Matches, PairMatcher, Peers, SharedPeers
+from lean3r.layers.matching import Feedback, Matches, PairMatcher, Peers, SharedPeers
 from lean3r.layers.trunk import Trunk
 from lean3r.models.base import Backbone, check_views, full_precision, grey_padding, in_chunks
 from lean3r.types import Prediction, TokenLayout, Tokens, Views
 
 ENLARGED = 1.25  # times the sides of pictures, for their matches alone
+MOST_MATCHED = 32  # views; all pairs are compared, which takes longer than the network from there on
 STEM_BYTES, HEAD_BYTES = 1 << 24, 1 << 26  # upper bounds of the working memory of stem and head for one view
 EVERYONE = Peers()
 
@@ -183,7 +184,7 @@ class Nano(Backbone):
     def matched(self, views: Views) -> Pairs | None:
         """See Backbone.matched. Pictures are enlarged before: smaller patches are matched more exactly."""
         count, height, width = views.images.shape[1], *views.images.shape[-2:]
-        if not 1 < count < MANY:
+        if not 1 < count <= MOST_MATCHED:
             return None
         views = grey_padding(views)
         rows, cols = (round(ENLARGED * side / self.patch) for side in (height, width))

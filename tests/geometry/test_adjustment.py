@@ -152,10 +152,12 @@ def exact_guess(batch: SceneBatch, pairs: Pairs) -> Guess:
     return Guess(batch.cam_from_world[0].double(), focal.log(), values.clamp_min(1e-3).log())
 
 
-def test_one_view_and_networks_without_matches_stay_as_they_are(nano: Nano) -> None:
+def test_one_view_many_views_and_networks_without_matches_stay_as_they_are(nano: Nano) -> None:
     alone = scene(truth(3, 3))
     one = Views(truth(3, 3).images[:, :1, :, :112, :144])
     assert adjust_scene(alone, nano, one) is alone
+    many = Views(one.images[:, :1, :, :32, :32].expand(1, 33, 3, 32, 32))
+    assert nano.matched(many) is None and adjust_scene(alone, nano, many) is alone
     other = lean3r.models.base.Backbone()
     other.weight = torch.nn.Parameter(torch.zeros(1))
     assert adjust_scene(alone, other, one) is alone
