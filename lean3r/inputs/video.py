@@ -268,13 +268,12 @@ def read_all(film: Film, skip: int = 0) -> Iterator[tuple[float, Frame]]:
 
     As with `read_frames`, decoding resumes after damage at the next key frame, and ends where nothing follows.
     """
-    times_s = dict(zip(film.keys, film.times_s, strict=True))
-    number = 0
+    at, number = {key: index for index, key in enumerate(film.keys)}, 0
     for key, frame, aspect in _decode(film.open, film.name, film.timed):
-        if key is None or key not in times_s or frame.is_corrupt:
+        if key is None or key not in at or frame.is_corrupt:
             continue
         if number >= skip:
-            yield times_s[key], _picture(film.frame_name(number), frame, aspect, film)
+            yield film.times_s[at[key]], _picture(film.frame_name(at[key]), frame, aspect, film)
         number += 1
 
 

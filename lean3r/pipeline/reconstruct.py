@@ -150,13 +150,14 @@ def reconstruct(
         info["masks"] = {"folder": folder, "views": len(masking.files)}
     scene = replace(scene, skipped=skipped, info=info)
     observer.has_scene(scene)
+    predicted = scene
     if is_refined:
         held = None if given is None else given.for_refinement(sources, known.known_poses)
         scene = refine_scene(scene, files, refining, held, masking, observer, stereo.dense != "off")
-        observer.has_scene(scene)
     if given is None and group is None and not confirmed(scene):
         with observer.stage("network"):
             scene = adjust_scene(scene, model, views)
+    if scene is not predicted:
         observer.has_scene(scene)
     scene, shown = with_uses(scene, known.known_poses), None
     sized = stereo if files is None else with_size(stereo, scene, model, budget)

@@ -180,7 +180,7 @@ class CachedEngine:
             image=result.image,
             depth=depth,
             conf=result.conf,
-            source=result.source,
+            source=result.shown,
         )
 
     def _unseen(self, keyframe: Keyframe) -> Estimate:

@@ -43,13 +43,15 @@ FLAGS = (
 class Frame(NamedTuple):
     """A frame of a stream: its number from 0, its time in seconds, and its picture [H, W, 3] uint8, upright; with
     `is_cut` it begins a film of its own, which nothing connects with the frames before; `bars` (left, top, right,
-    lower) are the pixels that were cut off its edges."""
+    lower) are the pixels that were cut off its edges; `file` is the name of its picture, if that has one, which is also
+    the one that `lean3r.reconstruct` gives it."""
 
     index: int
     timestamp_s: float
     image: np.ndarray
     is_cut: bool = False
     bars: tuple[int, int, int, int] | None = None
+    file: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +60,9 @@ class Estimate:
 
     cam_from_world [4, 4] float64 and intrinsics [3, 3] float64 in pixels of the frame, whose size is `width` x
     `height`. Keyframes have a network picture: `image` [H, W, 3] uint8, `depth` and `conf` [H, W] float32 (z-depth in
-    world units, 0 where unknown) and `source`, which maps its pixels to those of the frame; other frames have None.
-    `lens` is the whole camera in pixels of the frame if it bends lines; `intrinsics` are then its pinhole part.
+    world units, 0 where unknown) and `source`, which has the name of the frame's picture (frame_000123.png without one)
+    and maps its pixels to those of the frame; other frames have None. `lens` is the whole camera in pixels of the frame
+    if it bends lines; `intrinsics` are then its pinhole part.
     `flags` are some of FLAGS. cam_from_world is the pose `in_window` [4, 4], bent (bend.py) and moved by the similarity
     `placement` [4, 4] of window number `window`, as known in `version`: closing a loop and the end of a film revise
     earlier windows, and count up.

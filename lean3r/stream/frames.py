@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from numbers import Real
 from os import PathLike
 from pathlib import Path
@@ -21,6 +22,7 @@ from lean3r.errors import InputError, UsageError
 from lean3r.inputs.arrays import pixels_of
 from lean3r.inputs.decoding import TURNS, own_pixel_limit
 from lean3r.inputs.listing import Still, find_pictures
+from lean3r.inputs.trajectory import stamp_of
 from lean3r.inputs.video import Film, read_all
 from lean3r.inputs.views import check_shape, decode_whole
 from lean3r.stream.engine import Frame
@@ -34,13 +36,15 @@ ANEW_S = 1.0  # behind the last frame: two frames with such times in their order
 QUEUE = 64  # frames of a live source that may wait
 LARGEST_SIDE = 1 << 14
 LOOK = 8  # columns and rows to which a picture is reduced, to know it again
+LISTED = 100  # skipped files that are remembered by name
 ALIKE = 8  # levels of 256 by which two decoders may differ there
 
 
 class Mark(NamedTuple):
     """Where a source goes on behind a frame: the number of the next frame, the time of the last one, the `place` in the
     source (inputs that are done, frames of the next input that are), what is added to its times, how its first
-    picture looks, and the time that the last frame came with, if that did not grow."""
+    picture looks, the time that the last frame came with, if that did not grow, whether times are the numbers of
+    the frames, and the first names and reasons of what was skipped."""
 
     next: int = 0
     last_s: float = -np.inf
@@ -48,6 +52,8 @@ class Mark(NamedTuple):
     offset_s: float | None = 0.0  # None: the first frame follows the last one of another source
     first: Sequence[int] | None = None
     behind_s: float | None = None
+    is_counted: bool = False
+    skipped: Sequence[Sequence[str]] = ()
 
 
 class Source:
@@ -63,13 +69,17 @@ class Source:
         self.counts: dict[str, int] = {}
         self.name, self.is_file = self.describe(source)
         self.is_live = self.name.startswith(CAMERA)
-        self._index, self._last_s, self._place, self._offset_s, self._first, self._behind_s = mark or Mark()
+        mark = mark or Mark()
+        self._index, self._last_s, self._place, self._offset_s, self._first, self._behind_s = mark[:6]
+        self.skipped = tuple((name, reason) for name, reason in mark.skipped)  # LISTED at most
         if self.is_file and self._first is not None:
             self._check_first(source)
         self._latest_s = self._last_s
         self._marks: deque[Mark] = deque()  # of the frames that were not asked for yet
         self._is_cut = False  # before the next frame
         self._bars: tuple[int, int, int, int] | None = None  # cut off the next frame
+        self._file = ""  # the name of the next frame's picture
+        self._is_counted = False  # no frame has a time of its own yet
         self._frames = self._read(source)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -79,16 +89,18 @@ class Source:
                 check_shape(image.shape[1], image.shape[0])
             except InputError as error:
                 self.note("frames that cannot be used", str(error))
+                self._skip(self._file, str(error))
                 continue
             if self._offset_s is None:
                 self._offset_s = self._last_s + PICTURE_S - time_s
             time_s = self._grown(time_s + self._offset_s)
             self._first = self._first or look_of(image)
-            frame = Frame(self._index, time_s, image, self._is_cut, self._bars)
+            frame = Frame(self._index, time_s, image, self._is_cut, self._bars, self._file)
             self._is_cut = False
             self._index, self._last_s = self._index + 1, time_s
-            mark = Mark(self._index, time_s, self._place, self._offset_s, self._first, self._behind_s)
-            self._marks.append(mark)
+            is_counted = self._is_counted and self._offset_s == 0
+            at = self._index, time_s, self._place, self._offset_s, self._first, self._behind_s
+            self._marks.append(Mark(*at, is_counted, self.skipped))
             yield frame
 
     def _grown(self, time_s: float) -> float:
@@ -156,6 +168,11 @@ class Source:
         if self.counts[what] == 1:
             logger.warning("%s: %s (%s)", self.name, what, example)
 
+    def _skip(self, name: str, reason: str) -> None:
+        """Remember what was left out; a stream that goes on meets some of it again."""
+        if name and (name, reason) not in self.skipped and len(self.skipped) < LISTED:
+            self.skipped = (*self.skipped, (name, reason))
+
     def _read(self, source: Any) -> Iterator[tuple[float, Any]]:
         if self.is_live:
             yield from _camera(self.name)
@@ -168,8 +185,11 @@ class Source:
         listing = find_pictures(paths_of(source), [])
         damage = {item.damage for item in listing.items if isinstance(item, Film)}
         for name, reason in listing.skipped:
+            self._skip(name, reason)
             if reason not in damage:  # of films that are used all the same
                 self.note("files that cannot be used", f"{name}: {reason}")
+        times_s = times_in_names(listing.items)
+        self._is_counted = times_s is None and all(isinstance(item, Still) for item in listing.items)
         start_s = 0.0
         for number, item in enumerate(listing.items):
             if isinstance(item, Film):
@@ -180,9 +200,14 @@ class Source:
                 start_s += item.times_s[-1] + PICTURE_S
                 continue
             if number >= done and (picture := self._still(item)) is not None:
-                self._bars, self._place = None, (number + 1, 0)
-                yield start_s, picture
+                self._bars, self._file, self._place = None, item.name, (number + 1, 0)
+                yield times_s[number] if times_s else self._counted_s if self._is_counted else start_s, picture
             start_s += PICTURE_S
+
+    @property
+    def _counted_s(self) -> float:
+        """The time of the next frame where they have none, by its number: those that cannot be used do not count."""
+        return self._index * PICTURE_S
 
     def _film(self, film: Film, number: int, read: int, start_s: float) -> Iterator[tuple[float, Any]]:
         """Frames of the film that is input `number` and begins at `start_s`, without those that were `read` before."""
@@ -190,10 +215,12 @@ class Source:
         for time_s, frame in read_all(film, read):
             read += 1
             turn, self._bars = TURNS.get(frame.orientation), frame.bars.turned(frame.orientation).edges
-            self._place = number, read
+            self._file, self._place = frame.name, (number, read)
             yield start_s + time_s, frame.image if turn is None else frame.image.transpose(turn)
         if read < len(film.keys):
-            self.note("damage", f"{film.name}: only {read} of {len(film.keys)} frames can be decoded")
+            reason = f"only {read} of {len(film.keys)} frames can be decoded"
+            self.note("damage", f"{film.name}: {reason}")
+            self._skip(film.name, reason)
 
     def _still(self, item: Still) -> np.ndarray | None:
         try:
@@ -202,6 +229,7 @@ class Source:
                 return np.asarray(decode_whole(file, item.name, LARGEST_SIDE))
         except (InputError, OSError) as error:
             self.note("files that cannot be used", f"{item.name}: {error}")
+            self._skip(item.name, str(error))
             return None
 
     def _iterate(self, source: Iterable[Any], read: int) -> Iterator[tuple[float, Any]]:
@@ -227,7 +255,8 @@ class Source:
             if number > read:
                 self._place = 0, number
                 # Without a time of its own, a frame follows at once on the last one that had one.
-                yield (number - 1) * PICTURE_S if latest_s is None else latest_s, value[1] if is_timed else value
+                self._is_counted = latest_s is None
+                yield self._counted_s if latest_s is None else latest_s, value[1] if is_timed else value
 
 
 class Early:
@@ -318,6 +347,14 @@ def paths_of(source: Any) -> list[str | Path]:
         return []
     paths = [source] if isinstance(source, str | PathLike) else source
     return [Path(path) if isinstance(path, PathLike) else path for path in paths]
+
+
+def times_in_names(items: Sequence[Still | Film]) -> list[float] | None:
+    """The times in seconds in the names of pictures; None if one has none, or they do not ascend."""
+    times_s = [stamp_of(item.name) if isinstance(item, Still) else None for item in items]
+    known = [time_s for time_s in times_s if time_s is not None]
+    is_usable = len(known) == len(times_s) and all(first < second for first, second in pairwise(known))
+    return known if is_usable else None
 
 
 def look_of(image: np.ndarray) -> tuple[int, ...]:

@@ -24,7 +24,8 @@ SIDE = 960  # pixels of the longer side near which pictures are kept: those with
 @dataclass(frozen=True, eq=False)
 class Keyframe:
     """A frame that is kept for a while: its number in the stream, its time, the (width, height) of the original, and
-    its pixels [H, W, 3] uint8, shrunk by a whole `factor` (sides rounded up), and the `bars` that were cut off."""
+    its pixels [H, W, 3] uint8, shrunk by a whole `factor` (sides rounded up), the `bars` that were cut off, and the
+    `file` that it is, if it has a name of its own."""
 
     index: int
     timestamp_s: float
@@ -32,6 +33,7 @@ class Keyframe:
     pixels: np.ndarray
     factor: int
     bars: tuple[int, int, int, int] | None = None
+    file: str = ""
 
     @classmethod
     def of(cls, frame: Frame) -> Keyframe:
@@ -41,12 +43,17 @@ class Keyframe:
         factor = shrinking(height, width)
         pixels = image if factor == 1 else np.asarray(Image.fromarray(image).reduce(factor))
         pixels = np.ascontiguousarray(pixels)
-        return cls(frame.index, frame.timestamp_s, (width, height), pixels, factor, frame.bars)
+        return cls(frame.index, frame.timestamp_s, (width, height), pixels, factor, frame.bars, frame.file)
 
     @property
     def name(self) -> str:
+        """A name that no other frame has, nor any of a stream that this one goes on from."""
+        return f"frame_{self.index:06d}.png"
+
+    @property
+    def shown(self) -> str:
         """The name of the frame in every output."""
-        return frame_name(self.index)
+        return self.file or self.name
 
     def state(self) -> dict[str, Any]:
         """As arrays and plain values."""
@@ -57,6 +64,7 @@ class Keyframe:
             "pixels": self.pixels,
             "factor": self.factor,
             "bars": None if self.bars is None else list(self.bars),
+            "file": self.file,
         }
 
     @classmethod
@@ -64,17 +72,13 @@ class Keyframe:
         """From `state`."""
         width, height = state["size"]
         bars = None if state["bars"] is None else tuple(state["bars"])
-        return cls(state["index"], state["timestamp_s"], (width, height), state["pixels"], state["factor"], bars)
+        at = state["index"], state["timestamp_s"], (width, height)
+        return cls(*at, state["pixels"], state["factor"], bars, state["file"])
 
 
 def shrinking(height: int, width: int) -> int:
     """The whole factor by which a keyframe of this size is kept smaller."""
     return max(1, round(max(height, width) / SIDE))
-
-
-def frame_name(index: int) -> str:
-    """`frame_000123.png`."""
-    return f"frame_{index:06d}.png"
 
 
 class Recent(Pictures):

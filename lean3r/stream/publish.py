@@ -9,8 +9,9 @@ import json
 import shutil
 import struct
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_left, bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lean3r.export.ply import ply_bytes
 from lean3r.export.trajectory import HEAD, KITTI, TIMES, TUM, lines
 from lean3r.geometry.lens import LENSES, colmap_camera
 from lean3r.geometry.up import estimate_up
+from lean3r.inputs.trajectory import OF_VIEWS
 from lean3r.scratch import atomic_file, temporary_folder
 from lean3r.stream import sim3
 from lean3r.stream.bend import bent
@@ -34,6 +36,7 @@ from lean3r.stream.store import (
     CHECKPOINT,
     FRAMES,
     KEYFRAMES,
+    NAMES,
     STREAM,
     WINDOWS,
     Store,
@@ -51,14 +54,19 @@ CAMERAS, POINTS, PREDICTIONS, CONFIG = (
     "config.toml",
 )
 MODEL_POINTS = 50_000  # of the COLMAP model
+NAMED = 100  # views that a warning names at most
 
 
 class Publisher:
-    """Writes the result of a store. `info` is what the manifest says of the run."""
+    """Writes the result of a store. `info` is what the manifest says of the run; `is_counted`: the frames have
+    no times of their own, but numbers."""
 
-    def __init__(self, store: Store, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        self.store, self.info, self.config = store, info, config
+    def __init__(
+        self, store: Store, info: Mapping[str, Any], config: Mapping[str, Any], is_counted: bool = False
+    ) -> None:
+        self.store, self.info, self.config, self.is_counted = store, info, config, is_counted
         self._numbers: list[int] = []  # of the frames that are views
+        self._near: set[int] = set()  # the numbers of the last views before uncertain frames
 
     def publish(self, engine: Engine, cloud: Cloud, figures: Mapping[str, Any], *, is_final: bool) -> int:
         """Write all files, each at once; predictions.npz, which copies all depth maps, only at the end. Returns how
@@ -93,9 +101,13 @@ class Publisher:
             if "keyframe" in flags_of(int(record["flags"])):
                 yield record, pose
 
+    def _named(self) -> Iterator[tuple[tuple[np.void, np.ndarray], str]]:
+        """Keyframes, with the names of their pictures."""
+        return zip(self._keyframes(), self.store.names(), strict=True)
+
     def _trajectories(self) -> int:
         """The trajectories; how many of their frames are uncertain."""
-        folder, uncertain = self.store.folder, 0
+        folder, uncertain, last = self.store.folder, 0, 0
         with (
             atomic_file(folder / TUM) as tum_part,
             atomic_file(folder / KITTI) as kitti_part,
@@ -104,9 +116,12 @@ class Publisher:
             kitti_part.open("w") as kitti,
             times_part.open("w") as times,
         ):
-            tum.write(HEAD)
+            tum.write(HEAD + f"# {OF_VIEWS}, from 0\n" * self.is_counted)
             for record, pose in self._frames():
-                uncertain += self._registration(record) == "uncertain"
+                last = int(record["index"]) if "keyframe" in flags_of(int(record["flags"])) else last
+                if self._registration(record) == "uncertain":
+                    uncertain += 1
+                    self._near.add(last)
                 for file, line in zip((tum, kitti, times), lines(float(record["timestamp_s"]), pose), strict=True):
                     file.write(line)
         return uncertain
@@ -120,9 +135,9 @@ class Publisher:
         views, self._numbers = [], []
         with atomic_file(self.store.folder / CAMERAS) as part, part.open("w") as file:
             file.write('{\n "axes": "opencv",\n "scale": "relative",\n "views": [')
-            for number, (record, pose) in enumerate(self._keyframes()):
+            for number, ((record, pose), name) in enumerate(self._named()):
                 self._numbers.append(int(record["index"]))
-                name, state = _name(record), self._registration(record)
+                state = self._registration(record)
                 view = {"name": name, "width": int(record["size"][0]), "height": int(record["size"][1])}
                 views.append({**view, "registration": state})
                 lens = lens_of(record)
@@ -142,7 +157,7 @@ class Publisher:
     def _colmap(self, cloud: Cloud) -> None:
         """sparse/0 with the keyframes whose cameras are trusted and a sample of the cloud, without tracks."""
         model, cameras = pycolmap.Reconstruction(), {}
-        for record, pose in self._keyframes():
+        for (record, pose), name in self._named():
             if self._registration(record) == "uncertain":
                 continue
             lens, (width, height) = _rounded(_lens(record)), map(int, record["size"])
@@ -150,7 +165,7 @@ class Publisher:
             if key not in cameras:
                 cameras[key] = len(cameras) + 1
                 model.add_camera_with_trivial_rig(colmap_camera(lens, width, height, cameras[key]))
-            image = pycolmap.Image(name=_name(record), camera_id=cameras[key], image_id=int(record["index"]) + 1)
+            image = pycolmap.Image(name=name, camera_id=cameras[key], image_id=int(record["index"]) + 1)
             model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose[:3]))
         folder = self.store.folder / "sparse" / "0"
         folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +206,8 @@ class Publisher:
 
         size = (count, height, width)
         with zipfile.ZipFile(path, "w") as archive:
-            _array(archive, "names", (count,), np.dtype("<U24"), each(lambda r, _: np.array(_name(r), "<U24")))
+            text = np.dtype(f"<U{max(map(len, self.store.names()))}")
+            _array(archive, "names", (count,), text, map(np.array, self.store.names()))
             depth = padded("depth", np.float32, fill=lambda r, values: values * np.float32(scales[r["window"]]))
             _array(archive, "depth", size, np.dtype("<f4"), depth)
             _array(archive, "conf", size, np.dtype("<f4"), padded("conf", np.float32, fill=lambda _, values: values))
@@ -214,7 +230,7 @@ class Publisher:
 
     def _manifest(self, cloud: Cloud, views: list[dict[str, Any]], more: Mapping[str, Any]) -> None:
         folder = self.store.folder
-        names = [TUM, KITTI, TIMES, CAMERAS, POINTS, PREDICTIONS, CONFIG, STREAM, FRAMES, WINDOWS, CHECKPOINT]
+        names = [TUM, KITTI, TIMES, CAMERAS, POINTS, PREDICTIONS, CONFIG, STREAM, FRAMES, WINDOWS, NAMES, CHECKPOINT]
         files = [name for name in names if (folder / name).exists()]
         files += [f"sparse/0/{path.name}" for path in (folder / "sparse" / "0").iterdir()]
         files += [f"{KEYFRAMES}/{path.name}" for path in (folder / KEYFRAMES).iterdir()]
@@ -222,7 +238,7 @@ class Publisher:
         about = {
             "layout_version": LAYOUT_VERSION,
             "lean3r": metadata.version("lean3r"),
-            "warnings": warnings_of(self.store.windows(), more["stream"]["frames"], more["stream"]["uncertain"]),
+            "warnings": warnings_of(self.store.windows(), more["stream"], views, self._numbers, self._near),
             **self.info,
             **more,
             "scale": "relative",
@@ -236,28 +252,43 @@ class Publisher:
             part.write_bytes(json_bytes(about))
 
 
-def warnings_of(windows: Iterable[Mapping[str, Any]], frames: int, uncertain: int) -> list[dict[str, Any]]:
-    """What the manifest warns of, by the reports of all windows."""
-    count = Counter(
-        code
-        for window in windows
+def warnings_of(
+    windows: Iterable[Mapping[str, Any]],
+    stream: Mapping[str, Any],
+    views: Sequence[Mapping[str, Any]],
+    numbers: Sequence[int],
+    near: Collection[int],
+) -> list[dict[str, Any]]:
+    """What the manifest warns of, by the reports of all windows and the figures of the stream, with the first NAMED
+    `views` that each is about; `numbers` are those of their frames. If no view is uncertain but frames between them
+    are, these are the views before them, whose numbers are `near`."""
+    count, about = Counter[str](), defaultdict[str, dict[str, None]](dict)
+    for window in windows:
+        count["windows"] += 1
         for code, is_so in (
-            ("windows", True),
             ("not-refined", window.get("refinement") == "kept" and "reason" in window),
             ("zoom", window.get("zooms", False)),
             ("not-joined", window.get("join", {}).get("bad")),
-        )
-        if is_so
-    )
+        ):
+            if is_so:
+                count[code] += 1
+                within = slice(bisect_left(numbers, window["first"]), bisect_right(numbers, window["last"]))
+                if len(about[code]) < NAMED:
+                    about[code] |= dict.fromkeys(view["name"] for view in views[within][:NAMED])
+    doubted = [view["name"] for view in views if view["registration"] == "uncertain"]
+    beside = [view["name"] for view, number in zip(views, numbers, strict=True) if number in near]
+    about["uncertain-views"], count["uncertain-views"] = dict.fromkeys(doubted or beside), stream["uncertain"]
     of = f"of {count['windows']} windows"
     texts = {
-        "uncertain-views": f"{uncertain} of {frames} frames are uncertain: their cameras may be far off",
+        "uncertain-views": f"{stream['uncertain']} of {stream['frames']} frames, {len(doubted)} of them keyframes, are "
+        "uncertain: their cameras may be far off",
         "not-refined": f"{count['not-refined']} {of} are not refined: their cameras are the network's, and uncertain",
         "zoom": f"the lens zooms in {count['zoom']} {of}: frames there have focal lengths of their own",
         "not-joined": f"{count['not-joined']} {of} do not fit those before: what is in them may be elsewhere",
     }
-    count["uncertain-views"] = uncertain
-    return [{"code": code, "text": text, "views": []} for code, text in texts.items() if count[code]]
+    return [
+        {"code": code, "text": text, "views": [*about[code]][:NAMED]} for code, text in texts.items() if count[code]
+    ]
 
 
 def _views(cloud: Cloud, keyframes: list[int]) -> np.ndarray:
@@ -306,7 +337,3 @@ def _rounded(lens: Lens) -> Lens:
 def _padded(lens: Lens) -> np.ndarray:
     """Parameters [12], NaN behind the last one."""
     return np.array([*lens.params, *[np.nan] * (12 - len(lens.params))])
-
-
-def _name(record: np.void) -> str:
-    return f"frame_{int(record['index']):06d}.png"

@@ -47,6 +47,11 @@ class Result:
         return self.source.original_intrinsics(self.intrinsics)
 
     @property
+    def shown(self) -> Source:
+        """The source under the name that its picture has in every output."""
+        return replace(self.source, name=self.keyframe.shown)
+
+    @property
     def camera(self) -> tuple[np.ndarray, Lens | None]:
         """Intrinsics [3, 3] and lens in pixels of the frame."""
         return self.original_intrinsics, self.lens

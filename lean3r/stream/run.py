@@ -151,7 +151,7 @@ class Stream:
         start = time.perf_counter()
         checkpoint = None if store is None else store.checkpoint
         try:
-            source = Source(self._raw, None if checkpoint is None else mark_of(checkpoint))
+            source = self._source = Source(self._raw, None if checkpoint is None else mark_of(checkpoint))
             if checkpoint is None and self._begin_with is not None:
                 source.follow(self._begin_with["next"], self._begin_with["last_s"])
             self._restore(checkpoint or self._begin_with)
@@ -218,7 +218,8 @@ class Stream:
             self._take(estimates, arrived, store, start)
             yield from estimates
         except KeyboardInterrupt:
-            self._stop(store)
+            if store is not None and store.has_frames:
+                self._publish(store, is_final=False)  # the stream may go on later
             raise
         if store is not None and store.has_frames:
             self._publish(store, is_final=True)
@@ -330,11 +331,6 @@ class Stream:
         if self._saved_at - self._published_at > self._publishing_s / PUBLISHING:
             self._publish(store, is_final=False)
 
-    def _stop(self, store: Store | None) -> None:
-        """Write what is there as a result; the stream may go on later."""
-        if store is not None and store.has_frames:
-            self._publish(store, is_final=False)
-
     def _publish(self, store: Store, *, is_final: bool) -> None:
         assert self.engine is not None and self.cloud is not None
         begun = time.perf_counter()
@@ -354,6 +350,7 @@ class Stream:
             "weights_hash": origin.hash,
             "plan": None if plan is None else plan.as_dict(),
             "device": where(self.model),
+            "skipped": [{"name": name, "reason": reason} for name, reason in self._source.skipped],
         }
         settings = self._settings
         config = {
@@ -368,7 +365,7 @@ class Stream:
             "lens": None if settings.lens is None else [settings.lens.model, *settings.lens.params],
             **as_record(settings.refine, settings.dense, settings.points),
         }
-        return Publisher(store, info, config)
+        return Publisher(store, info, config, self._mark.is_counted)
 
     def revised(self, estimate: Estimate) -> Estimate:
         """An estimate of this stream as it is known now, after the loops that were closed since."""

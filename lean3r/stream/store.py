@@ -2,6 +2,7 @@
 
     frames.bin       a record for each frame, with its pose in its window
     keyframes/       frame_000123.npz: picture, depth and confidence of a keyframe
+    names.txt        a line for each keyframe: frame_000123 "name of its picture"
     windows.jsonl    a line for each window
     checkpoint.npz   the state of the engine, and how long the files above were then
     stream.json      the model and the settings, which a resumed stream must share
@@ -31,14 +32,16 @@ from lean3r.stream import sim3
 from lean3r.stream.engine import FLAGS, Estimate
 from lean3r.types import Lens
 
-FORMAT = 8  # of a store and its checkpoints: those of another are refused
-STREAM, FRAMES, KEYFRAMES, WINDOWS, CHECKPOINT = (
+FORMAT = 9  # of a store and its checkpoints: those of another are refused
+STREAM, FRAMES, KEYFRAMES, WINDOWS, NAMES, CHECKPOINT = (
     "stream.json",
     "frames.bin",
     "keyframes",
     "windows.jsonl",
+    "names.txt",
     "checkpoint.npz",
 )
+ADDED = FRAMES, WINDOWS, NAMES  # files that only grow
 RECORD = np.dtype(
     [
         ("index", "<i8"),
@@ -105,7 +108,7 @@ class Store:
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
         with atomic_file(self.folder / STREAM) as part:
             part.write_text(json.dumps(self._identity, indent=2))
-        for name in sorted({*(result_files(self.folder) or ()), FRAMES, WINDOWS} - {STREAM}):
+        for name in sorted({*(result_files(self.folder) or ()), *ADDED} - {STREAM}):
             (self.folder / name).unlink(missing_ok=True)
         for path in (self.folder / KEYFRAMES).glob("frame_*"):
             path.unlink()
@@ -114,8 +117,8 @@ class Store:
     def _open(self) -> None:
         """Open the files, and cut off what lies behind the checkpoint."""
         (self.folder / KEYFRAMES).mkdir(exist_ok=True)
-        lengths = (self.checkpoint or {}).get("lengths", [0, 0])
-        for name, length in zip((FRAMES, WINDOWS), lengths, strict=True):
+        lengths = (self.checkpoint or {}).get("lengths", [0] * len(ADDED))
+        for name, length in zip(ADDED, lengths, strict=True):
             file = (self.folder / name).open("a+b")
             self._files.append(file)
             file.truncate(length)
@@ -151,7 +154,7 @@ class Store:
         try:
             state = unpack(path)
             lengths = state["lengths"]
-            short = [n for n, size in zip((FRAMES, WINDOWS), lengths, strict=True) if self._size(n) < size]
+            short = [n for n, size in zip(ADDED, lengths, strict=True) if self._size(n) < size]
         except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
             raise InputError(f"{path} cannot be read ({error}); start again with --overwrite.") from error
         if short:
@@ -184,7 +187,7 @@ class Store:
 
     def _add_keyframe(self, each: Estimate) -> None:
         assert each.source is not None and each.image is not None and each.depth is not None and each.conf is not None
-        path = self.folder / KEYFRAMES / f"{Path(each.source.name).stem}.npz"
+        path = self._path(each.index)
         part = path.with_suffix(".part")
         with part.open("wb") as file:
             np.savez(
@@ -198,6 +201,7 @@ class Store:
             )
         os.replace(part, path)
         self._new.append(path)
+        self._files[2].write(f"{path.stem} {json.dumps(each.source.name)}\n".encode())
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint: from here a killed stream goes on."""
@@ -230,10 +234,19 @@ class Store:
         with (self.folder / WINDOWS).open(encoding="utf-8") as file:
             yield from map(json.loads, file)
 
+    def names(self) -> Iterator[str]:
+        """The names of the pictures of all keyframes."""
+        self._files[2].flush()
+        with (self.folder / NAMES).open(encoding="utf-8") as file:
+            yield from (json.loads(line.partition(" ")[2]) for line in file)
+
     def keyframe(self, index: int) -> dict[str, np.ndarray]:
         """The arrays of a keyframe."""
-        with np.load(self.folder / KEYFRAMES / f"frame_{index:06d}.npz", allow_pickle=False) as stored:
+        with np.load(self._path(index), allow_pickle=False) as stored:
             return dict(stored)
+
+    def _path(self, index: int) -> Path:
+        return self.folder / KEYFRAMES / f"frame_{index:06d}.npz"
 
     def close(self) -> None:
         """Let others write the folder."""

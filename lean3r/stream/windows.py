@@ -328,7 +328,7 @@ class WindowEngine:
             image=result.image,
             depth=result.depth * np.float32(scale),
             conf=result.conf,
-            source=result.source,
+            source=result.shown,
         )
 
     def _between(self, frame: Seen, results: Sequence[Result], gaps: Sequence[int]) -> Estimate:

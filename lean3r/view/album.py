@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from lean3r.types import Lens, Source
 from lean3r.view.arrays import open_arrays
 from lean3r.view.content import Camera, lens_of, whole_map
 
-CONFIG, IMAGES, KEYFRAMES, MEMORY = "config.toml", "images", "keyframes", "memory.npz"
+CONFIG, IMAGES, KEYFRAMES, NAMES, MEMORY = "config.toml", "images", "keyframes", "names.txt", "memory.npz"
 SMALL_SIDE = 720
 
 
@@ -187,7 +188,8 @@ class FolderAlbum:
         return Image.fromarray(whole_map(image, source, max(image.shape[:2]), Image.Resampling.BILINEAR))
 
     def _keyframe(self, view: int) -> Mapping[str, np.ndarray] | None:
-        path = self._folder / KEYFRAMES / f"{Path(self._sources[view].name).stem}.npz"
+        name = self._sources[view].name
+        path = self._folder / KEYFRAMES / f"{self._stems.get(name, Path(name).stem)}.npz"
         if not is_file(path, self._folder / KEYFRAMES):
             return None
         try:
@@ -198,6 +200,16 @@ class FolderAlbum:
         if image is None or depth is None or conf is None or mapped is None or mapped.shape != (4,):
             return None
         return arrays if image.dtype == np.uint8 and image.shape == (*depth.shape, 3) == (*conf.shape, 3) else None
+
+    @cached_property
+    def _stems(self) -> dict[str, str]:
+        """The stems of a stream's keyframes by the names of their pictures; none of an older stream."""
+        try:
+            lines = (self._folder / NAMES).read_text("utf-8").splitlines()
+            parts = (line.partition(" ") for line in lines)
+            return {str(json.loads(name)): Path(stem).name for stem, _, name in parts}
+        except (OSError, ValueError):
+            return {}
 
     @cached_property
     def _small(self) -> np.ndarray | None:

@@ -127,7 +127,7 @@ def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it(tmp_path: Path, mo
     def packed(state: dict[str, Any], path: Path) -> None:
         files = [path for path in (tmp_path / "keyframes").iterdir() if path.suffix == ".npz"]
         sizes = [path.stat().st_size for path in files] + state["lengths"]
-        files += [tmp_path / "frames.bin", tmp_path / "windows.jsonl"]
+        files += [tmp_path / name for name in ("frames.bin", "windows.jsonl", "names.txt")]
         checkpoints.append([synced.get(path.stat().st_ino) == size for path, size in zip(files, sizes, strict=True)])
         pack(state, path)
 

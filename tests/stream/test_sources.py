@@ -15,6 +15,7 @@ from PIL import Image
 
 import lean3r
 from lean3r.errors import UsageError
+from lean3r.inputs.cameras import read_given
 from lean3r.stream import run as running
 from lean3r.stream.frames import Live, Mark, Source
 from stream.test_stream import SMALL, film, run, written
@@ -167,3 +168,55 @@ def test_a_clock_that_begins_anew_goes_on(stop: int | None) -> None:
     steps = np.diff(found)
     assert len(found) == 41 and (steps > 0).all()
     assert np.allclose(np.delete(steps, [24, 34, 35]), 0.1) and steps[34] > 60
+
+
+@pytest.mark.parametrize(
+    ("names", "times_s"),
+    [
+        (["1305031102.175304", "1305031102.211214", "1305031102.243211"], [0.175304, 0.211214, 0.243211]),
+        (["1305031102175304000", "1305031102211214000", "1305031102243211000"], [0.175304, 0.211214, 0.243211]),
+        (["1305031102.175304", "1305031102.175305", "a"], None),
+        (["frame_000001", "frame_000002", "frame_000003"], None),
+        (["1305031102.2", "1305031102.10", "1305031102.20"], None),  # in natural order, in which times do not ascend
+        (["a", "b", "c"], None),
+    ],
+)
+def test_pictures_have_the_times_in_their_names(names: list[str], times_s: list[float] | None, tmp_path: Path) -> None:
+    for x, name in enumerate(names):
+        Image.fromarray(frame(0.12 * x)).save(tmp_path / f"{name}.png")
+    found = [each.timestamp_s for each in Source(tmp_path)]
+    expected = [0, 1, 2] if times_s is None else [1305031102 + time_s for time_s in times_s]
+    assert found == pytest.approx(expected, rel=0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["files", "arrays"])
+def test_a_trajectory_says_if_its_times_are_numbers(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its poses are matched to the pictures in their order, although one of them is damaged."""
+    monkeypatch.setattr(running, "SAVING", 1e9)  # a checkpoint for every window
+    (tmp_path / "in").mkdir()
+    source: Any = [image for _, image in walk(30)]
+    for number, image in enumerate(source, start=1):
+        Image.fromarray(image).save(tmp_path / "in" / f"frame_{number:06d}.png")
+    source[3] = np.zeros((4, 4, 3), np.uint8)
+    (tmp_path / "in" / "frame_000004.png").write_bytes(b"damaged")
+    source = tmp_path / "in" if kind == "files" else source
+    whole = run(source, tmp_path / "out")
+    assert [each.timestamp_s for each in whole] == list(range(29))
+    list(itertools.islice(lean3r.stream(Knows(), source, tmp_path / "cut", options=SMALL, refine="off"), 15))
+    run(source, tmp_path / "cut", resume=True)
+    assert written(tmp_path / "cut") == written(tmp_path / "out")
+    names = [f"frame_{number:06d}.png" for number in range(1, 31) if number != 4]
+    for each, found in zip(whole, read_given(tmp_path / "out" / "trajectory_tum.txt").match(names), strict=True):
+        assert found is not None and found.cam_from_world is not None
+        assert np.allclose(found.cam_from_world, each.cam_from_world, atol=1e-6)
+
+
+def test_a_trajectory_of_real_times_does_not_say_that_they_are_numbers(tmp_path: Path) -> None:
+    film(tmp_path / "film.mkv", 30)
+    first = lean3r.stream(Knows(), tmp_path / "film.mkv", options=SMALL, refine="off")
+    list(first)
+    pictures = [image for _, image in walk(30)]
+    sources: list[tuple[Any, Any]] = [(tmp_path / "film.mkv", None), (walk(30), None), (pictures, first.state())]
+    for number, (source, state) in enumerate(sources):
+        run(source, tmp_path / str(number), state=state)
+        assert (tmp_path / str(number) / "trajectory_tum.txt").read_text().count("#") == 1

@@ -164,6 +164,7 @@ def test_what_comes_before_the_first_known_camera_is_uncertain(monkeypatch: pyte
     assert first >= 20 and "keyframe" in found[first].flags
     told = json.loads((tmp_path / "out" / "manifest.json").read_text())["warnings"]
     assert [each["code"] for each in told] == ["uncertain-views"] and f"{first} of 50 frames" in told[0]["text"]
+    assert told[0]["views"] == [f"frame_{e.index:06d}.png" for e in found[:first] if "keyframe" in e.flags]
 
 
 def test_frames_between_two_keyframes_follow_a_zoom(monkeypatch: pytest.MonkeyPatch) -> None:
