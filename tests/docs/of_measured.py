@@ -72,14 +72,14 @@ def looped() -> str:
 
 
 def all_of_nano() -> str:
-    """Cameras and depth of the held-out scenes, nano and the constant."""
+    """Cameras and depth of the held-out scenes: nano, its network's own cameras, and the constant."""
     rows = []
     for views, found in result("nano_accuracy")["synthetic"].items():
-        for kind in ("nano", "constant"):
+        for kind, title in (("nano", f"{views} **nano**"), ("network", " before"), ("constant", " constant")):
             row = found[kind]
             rows.append(
                 [
-                    f"{views} **nano**" if kind == "nano" else " constant",
+                    title,
                     auc(row, 5, 15, 30),
                     f"{row['all_auc30']:.1f}",
                     f"{row['rotation_deg']:.1f}°, {row['translation_deg']:.1f}°",
@@ -108,12 +108,13 @@ def photographs() -> str:
             name,
             str(row["views"]),
             auc(row["nano"], 15, 30),
+            auc(row["network"], 15, 30),
             auc(row["constant"], 15, 30),
             f"{row['focal_error_percent']:.0f} %",
         ]
         for name, row in result("nano_accuracy")["photos"].items()
     ]
-    header = ["scene", "views", "nano AUC@15 / 30", "constant AUC@15 / 30", "focal length error (median)"]
+    header = ["scene", "views", "nano AUC@15 / 30", "before", "constant", "focal length error (median)"]
     return table(header, rows)
 
 

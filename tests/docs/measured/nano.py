@@ -11,6 +11,7 @@ from docs.markdown import result
 from lean3r.eval.protocols.rows import WORLD_SIZES
 from lean3r.eval.synthetic import EDGE_STEP, FAR, NEAR, SMALL_BASELINE
 from lean3r.models import CARDS, EMBEDDED
+from lean3r.models.nano import ENLARGED, MOST_MATCHED
 from lean3r.models.nano_stream import NanoStream
 from lean3r.train import RECIPES
 
@@ -131,6 +132,8 @@ NANO = Page(
             lambda: [result("melt")[key] for key in ("steps", "frames", "side", "loops")],
         ),
         ("On {} held-out walks", lambda: [result("melt")["clips"]]),
+        ("once more in pictures of {:.2f} times the side", lambda: [ENLARGED]),
+        ("It serves up to {} views", lambda: [MOST_MATCHED]),
         ("Pairs whose baseline is under {:.0f} % of the mean depth", lambda: [100 * SMALL_BASELINE]),
         ("{} scenes for each number of views", lambda: [result("nano_accuracy")["scenes"]]),
         (

@@ -228,6 +228,7 @@ STREAM = Page(
         "`--memory 2GB`": "an example of a size",
         "the 20-second walk": "a length",
         "(median and 95 %)": "a quantile",
+        "1305031102.175304.png": "the name of a picture",
         "a frame of 320 x 240 pixels": "a size",
     },
 )
