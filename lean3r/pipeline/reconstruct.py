@@ -168,6 +168,8 @@ def reconstruct(
         scene = densify_scene(scene, observer, device, model.SEES, budget)
     if shown is not None and sized != stereo and model.SEES and scene.info["stereo"]["status"] == "kept":
         shown, scene = None, with_maps_of(shown, scene)  # a size that nobody chose is for what is measured
+    if "adjusted" in scene.info:
+        shown = predicted  # focal lengths of its own for each view would hide that a camera only rotates
     with observer.stage("points"):
         scene = judge_scene(scene, content, shown, files is not None and files.chain)
         scene = with_resolution(with_cloud(without_depth(scene) if stereo.dense == "off" else scene))
