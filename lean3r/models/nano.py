@@ -194,14 +194,11 @@ class Nano(Backbone):
         half, half_mask = self.half_size(Views(images, None if mask is None else mask[None]))
         _, matches, layout, frame = self._matched(half, half_mask, EVERYONE, 0)
         _, given = _layout(views.images.shape, self.patch, views.mask, half.device)
-        ratio = 2 * half.new_tensor(
-            [width / size[1], height / size[0]]
-        )  # pixels of the views, in each of a half picture
+        ratio = 2 * half.new_tensor([width / size[1], height / size[0]])  # pixels of the views in one of a half picture
         scale = (frame.side[0, :, None] / given.side[0, :, None] * ratio)[:, None]
         shift = ((frame.center[0] * ratio - given.center[0]) / given.side[0, :, None])[:, None]
-        known = (
-            layout.valid[0] if layout.valid is not None else torch.ones_like(frame.grid[0, ..., 0], dtype=torch.bool)
-        )
+        everywhere = torch.ones_like(frame.grid[0, ..., 0], dtype=torch.bool)
+        known = everywhere if layout.valid is None else layout.valid[0]
         found = frame.grid[0] * scale + shift, matches.position[0] * scale + shift, matches.spread[0]
         return Pairs.of(*found, matches.visibility[0].sigmoid(), known, (rows, cols))
 
