@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 from lean3r.geometry.adjustment import Guess, adjust, explained
 from lean3r.geometry.pose import invert_pose
 from lean3r.models.base import Backbone
+from lean3r.pipeline.predict import running
 from lean3r.pipeline.refining import INTERRUPTED
 from lean3r.types import Reconstruction, Views
 
@@ -29,9 +29,7 @@ def adjust_scene(scene: Reconstruction, model: Backbone, views: Views) -> Recons
     The first camera stays, and each view's depth follows by one factor. `info["adjusted"]` says which share of the
     matches the cameras explain, before and after.
     """
-    device, dtype = next(model.parameters()).device, model.origin.dtype
-    cast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-    with torch.inference_mode(), cast:
+    with running(model) as device:
         pairs = model.matched(views.to(device))
     if pairs is None:
         return scene

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -60,6 +60,15 @@ def _predict(model: Backbone, views: Views, reference: int | None) -> Prediction
     return infer(model, lambda on_device: model(on_device, **options), views)
 
 
+@contextlib.contextmanager
+def running(model: Backbone) -> Iterator[torch.device]:
+    """Inside, a model's number type holds, without gradients; its device."""
+    device, dtype = next(model.parameters()).device, model.origin.dtype
+    cast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    with torch.inference_mode(), cast:
+        yield device
+
+
 def infer(model: Backbone, call: Callable[[Views], Prediction], views: Views) -> Prediction:
     """call(views) as a model runs: on its device, in its number type, without gradients; tensors back on the CPU.
 
@@ -72,10 +81,7 @@ def infer(model: Backbone, call: Callable[[Views], Prediction], views: Views) ->
             f"all of the model is in {found}, but some of its parts need float32. Convert it back by .float(), or load "
             "it with dtype='bfloat16' or 'float16', which keeps these parts."
         )
-    device = next(model.parameters()).device
-    dtype = model.origin.dtype
-    cast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-    with torch.inference_mode(), cast:
+    with running(model) as device:
         prediction = call(views.to(device))
     return replace(prediction, **{k: v.float().cpu() for k, v in vars(prediction).items() if isinstance(v, Tensor)})
 
