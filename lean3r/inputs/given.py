@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -126,17 +127,16 @@ class GivenCameras:
     def _fit(self, names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> int:
         """How well all pictures have the sizes of their cameras: EXACT_FIT, SCALED_FIT to within a pixel, or NO_FIT,
         also if none has a camera."""
-        by_last = self._by_last()
-        pairs = [(self._camera_of(name, by_last), size) for name, size in zip(names, sizes, strict=True)]
+        pairs = zip(self._cameras_of(names), sizes, strict=True)
         return min((_size_fit(camera, *size) for camera, size in pairs if camera is not None), default=NO_FIT)
 
     def match(self, names: Sequence[str], times_s: Sequence[float | None] = ()) -> list[GivenCamera | None]:
         """The camera of each picture, None where there is none.
 
         A picture and a camera match if their paths end alike (a.jpg and images/a.jpg); a camera name without an image
-        suffix matches any suffix. Poses of a trajectory are matched by `times_s`, the times of video frames in seconds,
-        or by numbers in the names (Trajectory.match). Pictures and cameras without a match are logged. InputError if
-        nothing matches, or a name matches more than one.
+        suffix matches any suffix, and so does that of a picture that was converted since. Poses of a trajectory are
+        matched by `times_s`, the times of video frames in seconds, or by numbers in the names (Trajectory.match).
+        Pictures and cameras without a match are logged. InputError if nothing matches, or a name matches more than one.
         """
         cameras: list[GivenCamera | None] = [None] * len(names)
         if self.trajectory is not None:
@@ -168,8 +168,7 @@ class GivenCameras:
         )
 
     def _by_name(self, names: Sequence[str]) -> list[GivenCamera | None]:
-        by_last = self._by_last()
-        cameras = [self._camera_of(name, by_last) for name in names]
+        cameras = self._cameras_of(names)
         taken: dict[str, str] = {}
         for name, camera in zip(names, cameras, strict=True):
             if camera is not None and taken.setdefault(camera.name, name) != name:
@@ -187,19 +186,31 @@ class GivenCameras:
             logger.info("%d cameras of %s match no view: %s", len(unused), self.origin, _some(unused))
         return cameras
 
-    def _by_last(self) -> dict[str, list[GivenCamera]]:
-        by_last: dict[str, list[GivenCamera]] = {}
+    def _cameras_of(self, names: Sequence[str]) -> list[GivenCamera | None]:
+        """The camera of each picture by its name, by its name without a suffix, or else one of no other picture, whose
+        name differs by the suffix alone."""
+        by_last, by_stem = defaultdict(list), defaultdict(list)
         for camera in self.cameras:
-            by_last.setdefault(PurePosixPath(camera.name).name, []).append(camera)
-        return by_last
+            by_last[PurePosixPath(camera.name).name].append(camera)
+        found = []
+        for name in names:
+            path = PurePosixPath(name)
+            fitting = [c for c in by_last[path.name] if _end_alike(path, PurePosixPath(c.name))]
+            fitting = [c for c in fitting if c.name == name] or fitting
+            if not fitting and (bare := _bare(name)) is not None:
+                fitting = [c for c in by_last[bare.name] if _end_alike(bare, PurePosixPath(c.name))]
+            found.append(self._only(name, fitting))
+        claimed = {camera.name for camera in found if camera is not None}
+        for camera in self.cameras:
+            if camera.name not in claimed and (bare := _bare(camera.name)) is not None:
+                by_stem[bare.name].append((bare, camera))
+        for i, name in enumerate(names):
+            if found[i] is None and (bare := _bare(name)) is not None:
+                found[i] = self._only(name, [c for other, c in by_stem[bare.name] if _end_alike(bare, other)])
+        return found
 
-    def _camera_of(self, name: str, by_last: Mapping[str, list[GivenCamera]]) -> GivenCamera | None:
-        path = PurePosixPath(name)
-        fitting = [c for c in by_last.get(path.name, ()) if _end_alike(path, PurePosixPath(c.name))]
-        fitting = [c for c in fitting if c.name == name] or fitting
-        bare = path.with_suffix("")
-        if not fitting and path.suffix.lower() in IMAGE_SUFFIXES:
-            fitting = [c for c in by_last.get(bare.name, ()) if _end_alike(bare, PurePosixPath(c.name))]
+    def _only(self, name: str, fitting: Sequence[GivenCamera]) -> GivenCamera | None:
+        """The camera that fits a picture, None if none does; InputError if several do."""
         if len(fitting) > 1 and len({c.name for c in fitting}) == 1:
             raise InputError(f"{self.origin} lists {fitting[0].name} {len(fitting)} times; leave one of them.")
         if len(fitting) > 1:
@@ -208,6 +219,12 @@ class GivenCameras:
                 "Give the pictures as folders whose names tell them apart."
             )
         return fitting[0] if fitting else None
+
+
+def _bare(name: str) -> PurePosixPath | None:
+    """The path of a picture without its suffix; None if it has no suffix of a picture."""
+    path = PurePosixPath(name)
+    return path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else None
 
 
 def _end_alike(a: PurePosixPath, b: PurePosixPath) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lean3r.errors import UsageError
+from lean3r.errors import InputError, UsageError
 from lean3r.options import check_types, option
 
 if TYPE_CHECKING:
@@ -136,22 +136,29 @@ class ScaleOptions:
         )
 
     def check(self, pictures: Pictures) -> None:
-        """InputError if the pictures lack positions: before the network runs, not after it."""
-        from lean3r.refine.scale import require_places
+        """InputError if the pictures lack positions or a name matches none: before the network runs, not after it."""
+        from lean3r.refine.scale import Distance, require_places
 
+        if self.scale is not None:
+            Distance.parse(self.scale).views(pictures.names)
         if self.gps or self.positions is not None:
             names = pictures.names if self.positions is not None else pictures.file_names
             require_places(names, self.places(pictures, names, warn=True))
 
     def apply(self, reconstruction: Reconstruction, pictures: Pictures) -> Reconstruction:
-        """The scene in metres, if that was asked for, with the up direction that was asked for."""
+        """The scene in metres, if that was asked for, with the up direction that was asked for. A scene whose cameras
+        give no scale stays as it is, with a warning: nobody should lose it."""
         from lean3r.geometry.up import parse_up, stand_upright, with_up
         from lean3r.refine.scale import Distance, with_distance, with_places
+        from lean3r.types import with_warning
 
-        if self.scale is not None:
-            reconstruction = with_distance(reconstruction, Distance.parse(self.scale))
-        if self.gps or self.positions is not None:
-            reconstruction = with_places(reconstruction, self.places(pictures, reconstruction.names))
+        try:
+            if self.scale is not None:
+                reconstruction = with_distance(reconstruction, Distance.parse(self.scale))
+            if self.gps or self.positions is not None:
+                reconstruction = with_places(reconstruction, self.places(pictures, reconstruction.names))
+        except InputError as error:
+            reconstruction = with_warning(reconstruction, "no-scale", f"lengths are not in metres: {error}")
         up = parse_up(self.up)
         return reconstruction if up is None else stand_upright(with_up(reconstruction, up))
 

@@ -46,7 +46,8 @@ STRAIGHT_DOWN = (
 
 @dataclass(frozen=True)
 class Distance:
-    """The distance in metres between the cameras of two pictures, by their names."""
+    """The distance in metres between the cameras of two pictures, by their names; a comma in `first` or `second` may
+    part them, too, where the pictures' names are such."""
 
     first: str
     second: str
@@ -66,7 +67,19 @@ class Distance:
                 f"got the scale '{text}'; expected two pictures and the distance of their cameras in metres, from "
                 f"{LEAST_METRES:g} to {MOST_METRES:g}: FIRST.jpg,SECOND.jpg=1.25"
             )
-        return cls(first.strip(), second.strip(), metres)
+        return cls(first, second, metres)
+
+    def views(self, names: Sequence[str]) -> tuple[int, int]:
+        """The numbers of the two pictures among all `names`. InputError if one matches none or several, UsageError if
+        both are the same."""
+        parts = f"{self.first},{self.second}".split(",")
+        pairs = [(",".join(parts[:i]).strip(), ",".join(parts[i:]).strip()) for i in range(1, len(parts))]
+        found = [pair for pair in pairs if all(_fitting(names, name) for name in pair)]
+        first, second = found[0] if found else (self.first.strip(), self.second.strip())
+        views = _view(names, first), _view(names, second)
+        if views[0] == views[1]:
+            raise UsageError(f"'{first}' and '{second}' are one picture; expected two.")
+        return views
 
 
 @dataclass(frozen=True)
@@ -84,10 +97,9 @@ def with_distance(reconstruction: Reconstruction, known: Distance) -> Reconstruc
     The world keeps its origin and axes. InputError if a name matches no picture or several, if the cameras coincide, or
     if one of them is uncertain.
     """
-    views = [_view(reconstruction.names, name) for name in (known.first, known.second)]
-    if views[0] == views[1]:
-        raise UsageError(f"'{known.first}' and '{known.second}' are one picture; expected two.")
-    for name, view in zip((known.first, known.second), views, strict=True):
+    views = known.views(reconstruction.names)
+    first, second = names = [reconstruction.names[view] for view in views]
+    for name, view in zip(names, views, strict=True):
         if not reconstruction.is_certain[view]:
             raise InputError(
                 f"the camera of {name} is uncertain, so its distance gives no scale. Choose another picture, or leave "
@@ -99,18 +111,19 @@ def with_distance(reconstruction: Reconstruction, known: Distance) -> Reconstruc
     size = float(np.linalg.norm(certain - certain.mean(axis=0), axis=1).max())
     if not apart > 1e-6 * size:
         raise InputError(
-            f"the cameras of {known.first} and {known.second} are at one place, so {known.metres} m gives no scale. "
+            f"the cameras of {first} and {second} are at one place, so {known.metres} m gives no scale. "
             "Choose two pictures taken well apart."
         )
     if apart < 0.2 * size:
         logger.warning(
             "%s and %s are close together for the size of this scene: errors of their distance are magnified in the "
             "scale; choose two pictures farther apart",
-            known.first,
-            known.second,
+            first,
+            second,
         )
     scale = known.metres / apart
-    info = {**reconstruction.info, "known_distance": {**vars(known), "units_per_metre": 1 / scale}}
+    said = {"first": first, "second": second, "metres": known.metres}
+    info = {**reconstruction.info, "known_distance": {**said, "units_per_metre": 1 / scale}}
     identity = torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     fit = Similarity(torch.tensor(scale, dtype=torch.float64), *identity)
     return move_scene(replace(reconstruction, info=info, scale="metric"), fit)
@@ -288,12 +301,17 @@ def _degrees(parts: Sequence[float]) -> float:
 
 def _view(names: Sequence[str], wanted: str) -> int:
     """The view with a name: in full, or its last parts (a.jpg for photos/a.jpg)."""
-    if wanted in names:
-        return names.index(wanted)
-    tail = PurePosixPath(wanted).parts
-    fitting = [i for i, name in enumerate(names) if PurePosixPath(name).parts[-len(tail) :] == tail]
+    fitting = _fitting(names, wanted)
     if len(fitting) == 1:
         return fitting[0]
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     many = "matches no picture" if not fitting else f"matches {len(fitting)} pictures"
     raise InputError(f"--scale: '{wanted}' {many}; the pictures used are {shown}.")
+
+
+def _fitting(names: Sequence[str], wanted: str) -> list[int]:
+    """The view with a name, or those whose names end with its parts."""
+    if wanted in names:
+        return [names.index(wanted)]
+    tail = PurePosixPath(wanted).parts
+    return [i for i, name in enumerate(names) if PurePosixPath(name).parts[-len(tail) :] == tail]

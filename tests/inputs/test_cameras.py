@@ -283,6 +283,15 @@ def test_matching_by_the_ends_of_paths(caplog: pytest.LogCaptureFixture) -> None
         given("a.jpg").match(["b.jpg", "c.jpg"])
 
 
+def test_pictures_that_were_converted_keep_their_cameras() -> None:
+    """HEIC to JPEG, or a picture in memory, which is called .png."""
+    names = ["a.png", "photos/b.JPG", "c.jpg", "c.png", "d.txt"]
+    found = given("images/a.HEIC", "b.jpg", "c.jpg", "d.jpg").match(names)
+    assert [camera and camera.name for camera in found] == ["images/a.HEIC", "b.jpg", "c.jpg", None, None]
+    with pytest.raises(InputError, match=r"a\.png matches several cameras of x\.json: a\.jpg, a\.webp"):
+        given("a.jpg", "a.webp").match(["a.png"])
+
+
 def test_intrinsics_follow_the_size_of_the_picture() -> None:
     camera = given("a.jpg").cameras[0]
     np.testing.assert_allclose(camera.intrinsics_of(480, 360), np.diag([0.5, 0.5, 1]) @ K)

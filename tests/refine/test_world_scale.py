@@ -19,6 +19,7 @@ from lean3r.geometry.consistency import Scene
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.rotation import so3_exp
 from lean3r.inputs.pictures import Pictures
+from lean3r.refine.options import ScaleOptions
 from lean3r.refine.scale import Distance, Place, local_metres, place_of, read_places, with_distance, with_places
 from lean3r.types import SparsePoints
 
@@ -83,6 +84,30 @@ def test_names_are_found_by_their_end_and_only_if_one_fits():
     doubted = replace(scene, registration=("refined", "uncertain", *["refined"] * (len(scene.names) - 2)))
     with pytest.raises(InputError, match=f"camera of {doubted.names[1]} is uncertain"):
         with_distance(doubted, Distance(doubted.names[0], doubted.names[1], 2.0))
+
+
+def test_names_with_commas_are_found():
+    scene = make_scene(3, names=["a, b.jpg", "c,d,e.jpg", "c"])
+    found = with_distance(scene, Distance.parse("a, b.jpg,c,d,e.jpg=2"))
+    assert np.linalg.norm(np.subtract(*centres(found)[:2])) == pytest.approx(2)
+    assert found.info["known_distance"]["second"] == "c,d,e.jpg"
+    with pytest.raises(InputError, match="'a' matches no picture"):
+        with_distance(scene, Distance.parse("a,c,x.jpg=2"))
+
+
+def test_a_scale_is_refused_before_anything_is_computed_and_loses_nothing_afterwards(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (32, 24)).save(tmp_path / name)
+    pictures = Pictures(str(tmp_path))
+    with pytest.raises(InputError, match=r"--scale: 'd\.png' matches no picture; the pictures used are a\.png, b\.png"):
+        ScaleOptions(scale="a.png,d.png=1").check(pictures)
+    options = ScaleOptions(scale="a.png,b.png=1")
+    options.check(pictures)
+    scene = replace(make_scene(3, names=pictures.names), registration=("refined", "uncertain", "refined"))
+    kept = options.apply(scene, pictures)
+    assert kept.scale == "relative" and kept.depth is scene.depth
+    assert [warning["code"] for warning in kept.info["warnings"]] == ["no-scale"]
+    assert "the camera of b.png is uncertain" in kept.info["warnings"][0]["text"]
 
 
 def test_local_metres_against_arithmetic():
