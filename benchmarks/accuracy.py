@@ -34,7 +34,7 @@ from lean3r.inputs.pictures import Pictures
 from lean3r.inputs.trajectory import read_trajectory
 from lean3r.layers import matching
 from lean3r.models.base import Backbone
-from lean3r.pipeline.reconstruct import predict
+from lean3r.pipeline.predict import predict
 from lean3r.train.recipes import HELD_OUT_SEED
 from lean3r.types import Prediction, Views
 

@@ -53,7 +53,7 @@ from lean3r.models.checkpoint import save_model, without_memory
 from lean3r.models.writing import write_stream
 from lean3r.ops.block_sparse import block_sparse_attention
 from lean3r.ops.fp8 import dequantize, quantize_rows
-from lean3r.pipeline.reconstruct import predict
+from lean3r.pipeline.predict import predict
 from lean3r.pipeline.transcode import compress_file
 from lean3r.testing import snr_db
 from lean3r.types import Views

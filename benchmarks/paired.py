@@ -19,7 +19,7 @@ from lean3r.data.base import SceneBatch
 from lean3r.eval.synthetic import score_scenes
 from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import read_tensors
-from lean3r.pipeline.reconstruct import predict
+from lean3r.pipeline.predict import predict
 from lean3r.types import Views
 
 KEYS = ("auc5", "auc15", "auc30", "abs_rel")

@@ -25,7 +25,7 @@ import lean3r
 from lean3r.attention.coarse_fine import Gsa
 from lean3r.eval.synthetic import score_scenes
 from lean3r.models.base import Backbone
-from lean3r.pipeline.reconstruct import predict
+from lean3r.pipeline.predict import predict
 from lean3r.types import Views
 
 

@@ -23,7 +23,7 @@ from lean3r.compress import compress, remove
 from lean3r.compress.removal import choose_blocks
 from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.pipeline.calibration import outputs_of
-from lean3r.pipeline.reconstruct import predict
+from lean3r.pipeline.predict import predict
 from lean3r.types import Views
 
 SEED = 77  # of the scenes for calibration

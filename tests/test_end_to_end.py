@@ -21,7 +21,7 @@ from lean3r.eval.pose_errors import pose_auc
 from lean3r.eval.synthetic import score_scenes
 from lean3r.models.base import Backbone
 from lean3r.pipeline.load import embedded_weights
-from lean3r.pipeline.reconstruct import predict
+from lean3r.pipeline.predict import predict
 from lean3r.train.recipes import HELD_OUT_SEED
 
 # Scenes where nano must beat the best constant predictor by this much AUC@30 (docs/nano.md has all of them).

@@ -172,7 +172,7 @@ class Compress:
         from lean3r.export.atomic import atomic_folder
         from lean3r.export.manifest import write_short
         from lean3r.pipeline.load import load
-        from lean3r.pipeline.reconstruct import predict
+        from lean3r.pipeline.predict import predict
         from lean3r.pipeline.transcode import resolve_weights
 
         plan = self._plan() or fp8()
@@ -270,7 +270,7 @@ class Compress:
         """Remove blocks, fit what replaces them, and write the weights."""
         from lean3r.compress.removal import remove
         from lean3r.pipeline.load import load
-        from lean3r.pipeline.reconstruct import predict
+        from lean3r.pipeline.predict import predict
         from lean3r.pipeline.save import check_file, save
         from lean3r.pipeline.transcode import resolve_weights
 

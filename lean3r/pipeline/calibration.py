@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lean3r.models.base import Backbone
-from lean3r.pipeline.reconstruct import predict
+from lean3r.pipeline.predict import predict
 from lean3r.types import Views
 
 

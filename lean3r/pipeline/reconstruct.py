@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-import numpy as np
-import torch
-
 from lean3r.errors import InputError, UsageError
 from lean3r.geometry.fusion import with_cloud, without_depth
-from lean3r.geometry.photo_scale import Shown
 from lean3r.geometry.up import stand_upright, with_up
 from lean3r.group import Group
 from lean3r.inputs.frames import FrameChoice
@@ -23,32 +17,27 @@ from lean3r.inputs.pictures import Pictures
 from lean3r.models.base import Backbone
 from lean3r.options import PointOptions
 from lean3r.pipeline.adjusting import adjust_scene, confirmed
-from lean3r.pipeline.budget import Budget, Fit, Measure, fit_run, within
+from lean3r.pipeline.budget import Budget, Fit, Measure, fit_run
 from lean3r.pipeline.densifying import densify_scene, measures, without_network
 from lean3r.pipeline.enlarging import check_depth_size, check_room, enlarge_scene, with_maps_of, with_size
 from lean3r.pipeline.known import (
-    Given,
-    depth_factor,
     given_cameras,
-    known_record,
-    lenses_of,
-    place_in_world,
     with_cameras,
     with_resolution,
     with_uses,
 )
-from lean3r.pipeline.network_scene import array_of, default_sources, pictures_of
+from lean3r.pipeline.network_scene import default_sources
 from lean3r.pipeline.observer import Observer
 from lean3r.pipeline.old_keywords import OldKeywords, translate
 from lean3r.pipeline.options import CameraOptions, RunOptions
-from lean3r.pipeline.predict import check_finite, predict
+from lean3r.pipeline.predicted import Read, predict_scene
 from lean3r.pipeline.record import record_of, with_costs
 from lean3r.pipeline.refining import applies, refine_scene
-from lean3r.pipeline.together import check_group, predict_together
-from lean3r.pipeline.trust import Content, judge_content, judge_scene, no_points
+from lean3r.pipeline.together import check_group
+from lean3r.pipeline.trust import judge_scene
 from lean3r.refine import Refine, RefineOptions
 from lean3r.stereo.options import Dense, StereoOptions
-from lean3r.types import Prediction, Reconstruction, Source, Views
+from lean3r.types import Reconstruction, Views
 
 if TYPE_CHECKING:
     from lean3r.inputs.pictures import PictureInput
@@ -139,7 +128,8 @@ def reconstruct(
     masking = None if files is None or masks is not None else files.masks
     if masks is not None:
         masking = masks if isinstance(masks, Masks) else Masks.find(Path(masks), names)
-    scene, content = _predict_scene(model, views, sources, run, points, given, masking, fit, observer, group, files)
+    read = Read(views, sources, files, given, masking)
+    scene, content = predict_scene(model, read, run, points.keep_sky, fit, observer, group)
     options = (FrameChoice() if files is None else files.frames, known, run, stereo, points)
     folder = None if masking is None else str(masking.folder)
     more = {"masks": folder} | ({} if files is None else {"inputs": list(files.inputs)})
@@ -148,7 +138,7 @@ def reconstruct(
         info["processes"] = group.size
     if masking is not None:
         info["masks"] = {"folder": folder, "views": len(masking.files)}
-    scene = replace(scene, skipped=skipped, info=info)
+    scene = replace(scene, point_options=points, skipped=skipped, info=info)
     observer.has_scene(scene)
     predicted = scene
     if is_refined:
@@ -177,61 +167,6 @@ def reconstruct(
     return with_costs(scene, observer.seconds, device)
 
 
-def _predict_scene(
-    model: Backbone,
-    views: Views,
-    sources: tuple[Source, ...],
-    run: RunOptions,
-    points: PointOptions,
-    given: Given | None,
-    masking: Masks | None,
-    fit: Fit | None,
-    observer: Observer,
-    group: Group | None,
-    files: Pictures | None,
-) -> tuple[Reconstruction, Content]:
-    """Run the network; return its scene without points, in the world of the given cameras, and its content."""
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with _seeded(run.seed, device), within(model, fit):
-        with observer.stage("network"):
-            first = run.reference(len(sources))
-
-            def network() -> Prediction:
-                return predict(model, views, first) if group is None else predict_together(model, views, first, group)
-
-            prediction = network() if files is None else files.predicted(network)
-        check_finite(prediction, [source.name for source in sources])
-        read = model.reads(views.known)
-        placed = place_in_world(prediction, given, read)
-        prediction = placed.prediction
-        images, mask = pictures_of(views)
-        content = judge_content(images, mask if masking is None else masking.of_network(sources, mask), points.keep_sky)
-        depth = np.where(content.usable, array_of(prediction.depth, np.float32), np.float32(0))
-        intrinsics = array_of(prediction.intrinsics, np.float64)
-        lenses = lenses_of(given, sources, intrinsics)
-        if given is not None and placed.span:
-            depth *= depth_factor(placed, given, Shown(images, mask, depth), sources, lenses)
-    seen = read if model.SEES else frozenset()
-    scene = Reconstruction(
-        sources=sources,
-        images=images,
-        mask=mask,
-        depth=depth,
-        conf=np.where(content.usable, array_of(prediction.conf, np.float32), np.float32(0)),
-        cam_from_world=array_of(prediction.cam_from_world, np.float64),
-        intrinsics=intrinsics,
-        points=no_points(),
-        scale=placed.scale,
-        info={} if views.known is None else {"known": known_record(views.known, given, seen)},
-        lenses=lenses,
-        registration=() if given is None else tuple("given" if has else "predicted" for has in given.has_pose.tolist()),
-        point_options=points,
-    )
-    return scene, content
-
-
 def _read(
     model: Backbone, pictures: Pictures | Views, run: RunOptions, budget: Budget | None, progress: Any
 ) -> tuple[Views, Pictures | Views, RunOptions, Fit | None]:
@@ -256,11 +191,3 @@ def _read(
         side, pictures = fit.resolution, pictures.at_most(fit.setting.views)
         views = pictures.views(resolution=side, patch=model.patch, progress=progress)
     return views, pictures, replace(run, resolution=side), fit
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, torch's random numbers are seeded; afterwards the caller's random state is restored."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

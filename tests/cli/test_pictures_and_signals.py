@@ -23,7 +23,7 @@ from lean3r.inputs.pictures import Pictures
 SLOW = """
 import sys, time
 from lean3r.cli.main import main
-from lean3r.pipeline import reconstruct
+from lean3r.pipeline import predicted
 
 def predict(*_):
     from lean3r.colmap_library import pycolmap  # it answers SIGTERM itself unless kept from it
@@ -31,7 +31,7 @@ def predict(*_):
     print("begun", flush=True)
     time.sleep(600)
 
-reconstruct.predict = predict
+predicted.predict = predict
 sys.exit(main(sys.argv[1:]))
 """
 

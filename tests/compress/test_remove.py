@@ -23,7 +23,7 @@ from lean3r.layers.block import Block
 from lean3r.layers.removed import Removed
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.pipeline.calibration import outputs_of
-from lean3r.pipeline.reconstruct import predict
+from lean3r.pipeline.predict import predict
 from lean3r.types import Views
 
 MIDDLE = CompressionPlan((RemoveStep("all blocks 2-3"),), "middle")

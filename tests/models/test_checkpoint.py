@@ -274,7 +274,7 @@ def test_shapes_are_the_same_without_memory(name: str) -> None:
 @pytest.mark.parametrize("name", ["nano", "nano-gsa-fp8"])
 def test_no_run_imports_a_compiler_or_its_algebra(name: str) -> None:
     code = (
-        "import lean3r, sys, torch; from lean3r.pipeline.reconstruct import predict\n"
+        "import lean3r, sys, torch; from lean3r.pipeline.predict import predict\n"
         f"predict(lean3r.load('{name}', device='cpu'), lean3r.Views(torch.rand(1, 2, 3, 48, 48)))\n"
         "assert not {'torch._dynamo', 'sympy', 'triton'} & set(sys.modules)"
     )

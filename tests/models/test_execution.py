@@ -15,7 +15,7 @@ from lean3r.models.da3 import Da3, Da3Config
 from lean3r.models.execution import accelerate, choose_dtype
 from lean3r.models.pi3 import Pi3, Pi3Config
 from lean3r.pipeline.load import load
-from lean3r.pipeline.reconstruct import predict
+from lean3r.pipeline.predict import predict
 from lean3r.testing import assert_rms
 from lean3r.types import Views
 

@@ -318,7 +318,7 @@ def test_bad_use(arguments, code, says, folder: Path, weights: Path, tmp_path: P
 def test_cameras_that_a_format_cannot_hold_are_refused_before_the_network_runs(
     folder: Path, weights: Path, tmp_path: Path, capsys, monkeypatch
 ) -> None:
-    monkeypatch.setattr("lean3r.pipeline.reconstruct.predict", None)
+    monkeypatch.setattr("lean3r.pipeline.predicted.predict", None)
     command = ["reconstruct", str(folder), "-o", str(tmp_path / "out"), "--weights", str(weights), "-q"]
     assert main([*command, "-f", "colmap", "--shared-camera"]) == 2
     assert "one shared camera needs pictures of one size" in capsys.readouterr().err

@@ -24,7 +24,8 @@ from lean3r.pipeline.budget import MEASURES, Budget, fit, view_counts
 from lean3r.pipeline.lighten import lighten
 from lean3r.pipeline.load import load
 from lean3r.pipeline.memory import Predictor, Setting, chunk_bytes, parse_memory, used_bytes
-from lean3r.pipeline.reconstruct import predict, reconstruct
+from lean3r.pipeline.predict import predict
+from lean3r.pipeline.reconstruct import reconstruct
 from lean3r.types import Views
 
 CPU = torch.device("cpu")
