@@ -170,6 +170,11 @@ class Pictures:
         return tuple(item.name for item in self._items if isinstance(item, Still))
 
     @property
+    def are_at_hand(self) -> bool:
+        """Whether the pictures can be read again without decoding a video once more."""
+        return all(isinstance(item, Still) or self._kept_of(item) for item in self._items)
+
+    @property
     def are_loose_files(self) -> bool:
         """False if any picture is in a video, an archive or memory, where other programs cannot find it."""
         return all(isinstance(item, Still) and item.is_loose for item in self._items)

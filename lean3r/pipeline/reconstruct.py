@@ -146,7 +146,7 @@ def reconstruct(
         scene = refine_scene(scene, files, refining, held, masking, observer, stereo.dense != "off")
     if given is None and group is None and not confirmed(scene):
         with observer.stage("network"):
-            scene = adjust_scene(scene, model, views)
+            scene = adjust_scene(scene, model, views, files if resolution is None and budget is None else None)
     if scene is not predicted:
         observer.has_scene(scene)
     scene, shown = with_uses(scene, known.known_poses), None

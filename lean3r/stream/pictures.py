@@ -114,6 +114,11 @@ class Recent(Pictures):
         """None: a stream has no masks."""
         return None
 
+    @property
+    def are_at_hand(self) -> bool:
+        """False: the network sees them once."""
+        return False
+
     def views(self, *, resolution: int, patch: int, progress: Callable[[int, int], None] | None = None) -> Views:
         """Network input, as of `Pictures`."""
         return assemble([picture_of(keyframe, resolution, patch) for keyframe in self._keyframes.values()], patch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,15 @@ from torch import Tensor
 
 import lean3r
 from lean3r.data.base import SceneBatch
+from lean3r.errors import InputError
 from lean3r.eval.pose_errors import pose_auc, relative_pose_errors
 from lean3r.geometry.adjustment import MOST, Guess, Pairs, adjust, explained
 from lean3r.geometry.rotation import so3_exp
+from lean3r.inputs.pictures import Pictures
 from lean3r.models.nano import Nano
 from lean3r.pipeline.adjusting import adjust_scene
+from lean3r.pipeline.network_scene import scene_of
+from lean3r.pipeline.predict import predict
 from lean3r.types import Views
 
 VIEWS, PATCHES = 5, 80
@@ -177,6 +182,36 @@ def test_reconstruct_without_refinement_has_better_cameras_than_the_network(nano
         figures.append([pose_auc(each, true, (30,))[30] for each in poses])
     before, after = np.mean(figures, 0)
     assert after > before + 0.1, figures
+
+
+def test_pictures_at_hand_give_a_second_start(nano: Nano, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = truth(5, 3, 384, 304)
+    pictures = [np.uint8(image.permute(1, 2, 0) * 255) for image in batch.images[0]]
+    sides, read = [], Pictures.views
+
+    def views(self: Pictures, *, resolution: int, **more: Any) -> Views:
+        sides.append(resolution)
+        return read(self, resolution=resolution, **more)
+
+    monkeypatch.setattr(Pictures, "views", views)
+    given: list[dict[str, Any]] = [{}, {"resolution": 240}, {"memory": "8GB"}]
+    both, *alone = [lean3r.reconstruct(nano, pictures, refine="off", dense="network", **each) for each in given]
+    assert sides == [240, 305, 240, 240]  # what is chosen by name, or by memory, is not exceeded
+    assert both.info["adjusted"]["after"] > alone[0].info["adjusted"]["after"]
+    assert both.info["adjusted"]["before"] == alone[0].info["adjusted"]["before"]
+    np.testing.assert_array_equal(alone[0].cam_from_world, alone[1].cam_from_world)
+    assert np.isfinite(both.cam_from_world).all() and both.depth.shape == alone[0].depth.shape
+    true = batch.cam_from_world[0].double()
+    assert pose_auc(torch.from_numpy(both.cam_from_world), true, (30,))[30] > 0.5
+
+    def gone(self: Pictures, **_: Any) -> Views:
+        raise InputError("gone")
+
+    files = Pictures(pictures)
+    seen = read(files, resolution=240, patch=16)
+    monkeypatch.setattr(Pictures, "views", gone)
+    adjusted = [adjust_scene(scene_of(predict(nano, seen), seen), nano, seen, each) for each in (files, None)]
+    np.testing.assert_array_equal(adjusted[0].cam_from_world, adjusted[1].cam_from_world)
 
 
 def test_given_cameras_are_not_adjusted(nano: Nano) -> None:

@@ -147,6 +147,7 @@ def test_a_video_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert pictures.timestamps_s == tuple(source.timestamp_s for source in views.sources)
     plain = Pictures(clip, FrameChoice(every=3), keep_frames=False)
     plain.views(**SIZE)
+    assert pictures.are_at_hand and not plain.are_at_hand
     for name, image in plain.read(plain.names, 10**6):
         assert np.array_equal(image, again[name]), "kept frames are the decoded ones, to the last bit"
         with Image.open(tmp_path / "out" / name) as written:
