@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lean3r.errors import InputError, OutOfMemoryError
+from lean3r.errors import OutOfMemoryError
 from lean3r.geometry.adjustment import Guess, Pairs, adjust, explained
 from lean3r.geometry.pose import invert_pose
 from lean3r.inputs.pictures import Pictures
+from lean3r.inputs.views import assemble, network_size
 from lean3r.models.base import Backbone
 from lean3r.pipeline.enlarging import carried
 from lean3r.pipeline.network_scene import scene_of
@@ -45,9 +48,9 @@ def adjust_scene(
     finer = None if pictures is None else _in_finer_pictures(scene, model, pictures)
     with torch.inference_mode():
         starts = [_guess(each, pairs) for each in ([scene] if finer is None else [scene, finer])]
-        start, has = starts[0]
+        has = torch.stack([known for _, known in starts]).all(0)
         pairs = replace(pairs, weight=pairs.weight * has[:, None])
-        results = [adjust(each, pairs) for each, _ in starts]
+        start, results = starts[0][0], [adjust(each, pairs) for each, _ in starts]
         before, *after = (explained(guess, pairs) for guess in (start, *results))
         found = results[after.index(max(after))]
         if not max(after) > before:
@@ -70,12 +73,14 @@ def _in_finer_pictures(scene: Reconstruction, model: Backbone, pictures: Picture
     are not at hand any more, or too large."""
     if not pictures.are_at_hand:
         return None
-    try:
-        views = pictures.views(resolution=round(FINER * model.resolution), patch=model.patch)
-        found = scene_of(predict(model, views), views)
-    except (InputError, OutOfMemoryError):
+    size_of = partial(network_size, resolution=round(FINER * model.resolution), patch=model.patch)
+    again = [*pictures.whole(scene.names, size_of)]
+    if len(again) < len(scene.names):
         return None
-    return carried(found, scene.sources, scene.mask) if found.names == scene.names else None
+    views = assemble(again, model.patch)
+    with contextlib.suppress(OutOfMemoryError):
+        return carried(scene_of(predict(model, views), views), scene.sources, scene.mask)
+    return None
 
 
 def _guess(scene: Reconstruction, pairs: Pairs) -> tuple[Guess, Tensor]:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 import lean3r
 from lean3r.data.base import SceneBatch
-from lean3r.errors import InputError
 from lean3r.eval.pose_errors import pose_auc, relative_pose_errors
 from lean3r.geometry.adjustment import MOST, Guess, Pairs, adjust, explained
 from lean3r.geometry.rotation import so3_exp
@@ -187,16 +186,16 @@ def test_reconstruct_without_refinement_has_better_cameras_than_the_network(nano
 def test_pictures_at_hand_give_a_second_start(nano: Nano, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = truth(5, 3, 384, 304)
     pictures = [np.uint8(image.permute(1, 2, 0) * 255) for image in batch.images[0]]
-    sides, read = [], Pictures.views
+    sizes, whole = [], Pictures.whole
 
-    def views(self: Pictures, *, resolution: int, **more: Any) -> Views:
-        sides.append(resolution)
-        return read(self, resolution=resolution, **more)
+    def again(self: Pictures, names: Any, size_of: Any) -> Any:
+        sizes.append(size_of(304, 384))
+        return whole(self, names, size_of)
 
-    monkeypatch.setattr(Pictures, "views", views)
+    monkeypatch.setattr(Pictures, "whole", again)
     given: list[dict[str, Any]] = [{}, {"resolution": 240}, {"memory": "8GB"}]
     both, *alone = [lean3r.reconstruct(nano, pictures, refine="off", dense="network", **each) for each in given]
-    assert sides == [240, 305, 240, 240]  # what is chosen by name, or by memory, is not exceeded
+    assert sizes == [(272, 336)]  # what is chosen by name, or by memory, is not exceeded
     assert both.info["adjusted"]["after"] > alone[0].info["adjusted"]["after"]
     assert both.info["adjusted"]["before"] == alone[0].info["adjusted"]["before"]
     np.testing.assert_array_equal(alone[0].cam_from_world, alone[1].cam_from_world)
@@ -204,12 +203,12 @@ def test_pictures_at_hand_give_a_second_start(nano: Nano, monkeypatch: pytest.Mo
     true = batch.cam_from_world[0].double()
     assert pose_auc(torch.from_numpy(both.cam_from_world), true, (30,))[30] > 0.5
 
-    def gone(self: Pictures, **_: Any) -> Views:
-        raise InputError("gone")
+    def gone(self: Pictures, names: Any, size_of: Any) -> Any:
+        yield from [*whole(self, names, size_of)][1:]
 
+    monkeypatch.setattr(Pictures, "whole", gone)
     files = Pictures(pictures)
-    seen = read(files, resolution=240, patch=16)
-    monkeypatch.setattr(Pictures, "views", gone)
+    seen = files.views(resolution=240, patch=16)
     adjusted = [adjust_scene(scene_of(predict(nano, seen), seen), nano, seen, each) for each in (files, None)]
     np.testing.assert_array_equal(adjusted[0].cam_from_world, adjusted[1].cam_from_world)
 
