@@ -157,7 +157,7 @@ class Reconstruct:
             console.live = live
             console.line("view", f"{live.address} shows the scene as stages finish")
             scene, done = self.work(console, group)
-            live.show(scene, is_done=True)
+            live.show(scene, is_done=True, folder=self.out)
             print(json.dumps(done) if self.json else self.out, flush=True)
             console.line(
                 "view", f"{live.address} shows it until Ctrl-C; later: lean3r view {shlex.quote(str(self.out))}"
@@ -194,6 +194,7 @@ class Reconstruct:
                 export.shared_camera,
                 export.keeps_frames(uses),
                 partial(check_cameras, formats, export),
+                export.check_map,
             )
             name = reason = ""
 

@@ -34,6 +34,7 @@ class Format(NamedTuple):
     - `pictures`: whether pictures are written beside the files: only those that are not files yet ("beside"), or copies
       of all ("needed").
     - `is_heavy`: it uses all threads by itself, or files of the others, and is written after them.
+    - `after`: the format whose files it takes up; with that it is written last.
     - `shows_depth`: it is nothing but depth, so that a scene without any has none of its files.
     """
 
@@ -45,6 +46,7 @@ class Format(NamedTuple):
     check: str = ""
     pictures: PictureUse = "no"
     is_heavy: bool = False
+    after: str = ""
     shows_depth: bool = False
 
 
@@ -79,6 +81,7 @@ EXPORTERS = Registry(
             "lean3r.view.html:write",
             "view.html",
             "the scene to turn round in a browser, without a network",
+            after="mesh",
         ),
         "nerfstudio": Format(
             "lean3r.export.nerfstudio:write",
@@ -196,8 +199,10 @@ def write_all(
         files = EXPORTERS.get(name)(reconstruction, directory, options or ExportOptions())
         return files, round(time.perf_counter() - start, 4)
 
-    names = sorted(parse_formats(formats), key=lambda name: EXPORTERS[name].is_heavy)
-    light = [name for name in names if not EXPORTERS[name].is_heavy]
+    chosen = parse_formats(formats)
+    waits = {name: EXPORTERS[name].after in chosen for name in chosen}
+    names = sorted(chosen, key=lambda name: (EXPORTERS[name].is_heavy or waits[name], waits[name]))
+    light = [name for name in names if not (EXPORTERS[name].is_heavy or waits[name])]
     written = by_threads(write, light) + [write(name) for name in names[len(light) :]]
     files = [*others]
     files += [file for format_files, _ in written for file in format_files]

@@ -13,7 +13,7 @@ from lean3r.export.frusta import camera_centres
 from lean3r.export.geo import enu_from_world, origin_of
 from lean3r.export.names import encodable
 from lean3r.export.options import ExportOptions
-from lean3r.geometry.earth import geodetic
+from lean3r.geometry.earth import NADIR, geodetic
 from lean3r.types import Reconstruction
 
 HEADER = (
@@ -59,7 +59,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
                     *(f"{value:.{digits}f}" for value, digits in zip(place, (9, 9, 4), strict=False)),
                     *[""] * (3 - len(place)),
                     _number((records[view].get("error_px") or {}).get("after")),
-                    *_residual(residuals.get(source.name, {}), origin is not None and origin.knows_altitude),
+                    *_residual(residuals.get(source.name, {})),
                     source.width,
                     source.height,
                     f"{float(np.mean(scene.original_intrinsics[view][[0, 1], [0, 1]])):.6g}",
@@ -69,23 +69,23 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     return [path]
 
 
-def _residual(row: Mapping[str, Any], has_height: bool) -> list[str]:
+def _residual(row: Mapping[str, Any]) -> list[str]:
     """East, north, up and their length, which is level where the positions have no altitude."""
     if not row:
         return [""] * 4
-    values = [float(row[key]) for key in ("east_m", "north_m", "up_m")[: 3 if has_height else 2]]
+    values = [float(row[key]) for key in ("east_m", "north_m", "up_m") if row[key] is not None]
     return [*(f"{value:.3f}" for value in values), *[""] * (3 - len(values)), f"{np.linalg.norm(values):.3f}"]
 
 
 def _angles(cam_from_level: np.ndarray) -> np.ndarray:
-    """Yaw, pitch and roll [S, 3] in degrees of rotations [S, 3, 3] from east, north, up. Of a camera that looks
-    straight down, yaw is where the top of its picture points, and roll 0."""
+    """Yaw, pitch and roll [S, 3] in degrees of rotations [S, 3, 3] from east, north, up. Of a camera that looks about
+    straight down, yaw is where the top of its picture points: that in which it looks hardly tells, and jumps."""
     right, down, ahead = (cam_from_level[:, axis] for axis in range(3))
     pitch = np.arcsin(ahead[:, 2].clip(-1, 1))
-    is_steep = np.abs(ahead[:, 2]) > np.sin(np.radians(89.0))
+    is_steep = np.abs(ahead[:, 2]) > NADIR
     heading = np.where(is_steep[:, None], -down * np.sign(-ahead[:, 2:]), ahead)
     yaw = np.arctan2(heading[:, 0], heading[:, 1])
-    roll = np.where(is_steep, 0.0, np.arctan2(-right[:, 2], -down[:, 2]))
+    roll = np.where(is_steep, np.arcsin(-right[:, 2].clip(-1, 1)), np.arctan2(-right[:, 2], -down[:, 2]))
     return np.degrees(np.stack([yaw % (2 * np.pi), pitch, roll], axis=1))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,11 @@ from lean3r.types import Reconstruction
 if TYPE_CHECKING:
     from pyproj import CRS
 
+logger = logging.getLogger("lean3r")
+
 AUTO, LOCAL, UTM = "auto", "enu", "utm"
 EXPECTED = "auto, enu, utm or EPSG:NUMBER"
+BESIDE_DEG = 6.0  # so far outside its area a map is used, too: in the zone of UTM beside
 NOT_LOCATED = (
     "--crs {} needs a place on earth, which only --gps or --positions give; expected one of them, or --crs enu for "
     "local coordinates."
@@ -75,19 +80,28 @@ def origin_of(scene: Reconstruction) -> Origin | None:
 
 
 def geo_frame(scene: Reconstruction, crs: str) -> GeoFrame:
-    """The coordinates that `crs` names: "auto" is UTM for a scene with GPS, else local axes.
+    """The coordinates that `crs` names: "auto" is UTM for a scene with GPS, else local axes. These, with a warning,
+    also serve a scene whose cameras turned out to give no place, or one that lies outside the map: a run must not lose
+    its result.
 
     UsageError for an unknown name; InputError for a map projection without GPS; MissingExtraError without pyproj.
     """
     check_crs(crs)
     origin, turn = origin_of(scene), enu_from_world(scene)
-    unit = "metre" if scene.scale == "metric" else "unknown"
+    local = GeoFrame(turn, None, "metre" if scene.scale == "metric" else "unknown")
     if crs == LOCAL or (crs == AUTO and origin is None):
-        return GeoFrame(turn, None, unit)
+        return local
     if origin is None:
-        raise InputError(NOT_LOCATED.format(crs))
+        if not any(warning["code"] == "no-scale" for warning in scene.info.get("warnings", ())):
+            raise InputError(NOT_LOCATED.format(crs))
+        logger.warning("coordinates are local, not in %s: the cameras give no place on earth", crs)
+        return local
     projection = pyproj()
-    system = _system(crs, origin)
+    try:
+        system = _system(crs, origin.latitude_deg, origin.longitude_deg)
+    except InputError as error:
+        logger.warning("coordinates are local, not on a map: %s", error)
+        return local
     centre = f"+lat_0={origin.latitude_deg!r} +lon_0={origin.longitude_deg!r} +h_0={origin.altitude_m!r}"
     steps = projection.Transformer.from_pipeline(
         f"+proj=pipeline +step +inv +proj=topocentric {centre} +ellps=WGS84 +step +inv +proj=cart +ellps=WGS84 "
@@ -119,21 +133,45 @@ def check_crs(crs: str) -> None:
         raise UsageError(f"--crs is {crs!r}; expected {EXPECTED}.")
 
 
-def _system(crs: str, origin: Origin) -> CRS:
-    projection = pyproj()
+def check_place(crs: str, places: Sequence[tuple[float, float]]) -> None:
+    """InputError if the middle of places (latitude, longitude) in degrees lies outside the map that `crs` names."""
+    if crs not in (AUTO, LOCAL) and places:
+        latitudes_deg, longitudes_deg = np.transpose(places)
+        first = longitudes_deg[0]  # the date line may part them
+        east_deg = ((longitudes_deg - first + 180) % 360 - 180).mean()
+        _system(crs, float(latitudes_deg.mean()), float((first + east_deg + 180) % 360 - 180))
+
+
+def _system(crs: str, latitude_deg: float, longitude_deg: float) -> CRS:
+    """The system for a place; InputError if it has none there."""
+    projection, at = pyproj(), (longitude_deg, latitude_deg)
     if crs in (AUTO, UTM):
         from pyproj.aoi import AreaOfInterest
         from pyproj.database import query_utm_crs_info
 
-        at = (origin.longitude_deg, origin.latitude_deg)
         zones = query_utm_crs_info("WGS 84", AreaOfInterest(*at, *at))
         if not zones:
             raise InputError(
-                f"there is no UTM zone at latitude {origin.latitude_deg:.3f}; expected -80 to 84. Name another system "
-                "with --crs EPSG:NUMBER, or take --crs enu."
+                f"there is no UTM zone at latitude {latitude_deg:.3f}; expected -80 to 84. Name another system with "
+                "--crs EPSG:NUMBER, or take --crs enu."
             )
         return projection.CRS.from_authority(zones[0].auth_name, zones[0].code)
-    return registered(crs)
+    system = registered(crs)
+    if not _covers(system.area_of_use, *at):
+        raise InputError(
+            f"--crs {crs} is {system.name}, a map of elsewhere ({system.area_of_use.name.rstrip('.')}); the pictures "
+            f"were taken at latitude {latitude_deg:.3f}, longitude {longitude_deg:.3f}. Expected the map of that "
+            "place, or --crs utm."
+        )
+    return system
+
+
+def _covers(area: Any, longitude_deg: float, latitude_deg: float) -> bool:
+    """Whether an area of use, or what is beside it, contains a place; None is everywhere."""
+    if area is None:
+        return True
+    across = (longitude_deg - area.west + BESIDE_DEG) % 360 <= (area.east - area.west) % 360 + 2 * BESIDE_DEG
+    return across and area.south - BESIDE_DEG <= latitude_deg <= area.north + BESIDE_DEG
 
 
 def registered(crs: str) -> CRS:

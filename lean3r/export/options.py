@@ -151,6 +151,13 @@ class ExportOptions:
         if self.crs != UTM:
             registered(self.crs)
 
+    def check_map(self, places: Sequence[tuple[float, float]]) -> None:
+        """Raise InputError, before the network runs, if `crs` is a map of elsewhere than the pictures' places, latitude
+        and longitude in degrees."""
+        from lean3r.export.geo import check_place
+
+        check_place(self.crs, places)
+
     def copies_frames(self, uses: Collection[PictureUse]) -> bool:
         """Whether video frames, which are not files yet, are written for formats with these uses of pictures."""
         return self.images != "never" and bool(set(uses) - {"no"})

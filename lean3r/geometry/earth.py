@@ -6,6 +6,7 @@ import numpy as np
 
 # The ellipsoid of GPS (WGS 84): half the long axis in metres, and the square of its eccentricity.
 LONG_AXIS_M, ECCENTRICITY_2 = 6_378_137.0, 6.694379990141e-3
+NADIR = float(np.cos(np.radians(20)))  # between straight down and the views of a nadir flight
 
 
 def earth_centred(latitude_deg: float, longitude_deg: float, height_m: float) -> np.ndarray:

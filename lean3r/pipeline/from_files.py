@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Choices:
     """The options of a scene; `masks` is a folder of them. What will be written says whether the pictures have
-    `one_lens`, whether to `keep_frames` of videos, and by `check` which cameras it cannot hold (Observer)."""
+    `one_lens`, whether to `keep_frames` of videos, by `check` which cameras it cannot hold (Observer), and by
+    `check_map` which places on earth."""
 
     frames: FrameChoice
     run: RunOptions
@@ -39,6 +40,7 @@ class Choices:
     one_lens: bool = False
     keep_frames: bool = False
     check: Callable[[Sequence[Source], Sequence[Lens | None]], None] | None = None
+    check_map: Callable[[Sequence[tuple[float, float]]], None] | None = None
 
 
 def reconstruct_files(
@@ -61,7 +63,9 @@ def reconstruct_files(
 
         keep = choices.keep_frames or refine.when != "off" or choices.stereo.may_enlarge(choices.cameras.are_given)
         pictures = Pictures(inputs, choices.frames, masks=choices.masks, keep_frames=keep)
-        choices.scale.check(pictures)
+        places = choices.scale.check(pictures)
+        if choices.check_map is not None:
+            choices.check_map([(place.latitude_deg, place.longitude_deg) for place in places])
         budget = Budget.from_options(choices.memory, len(pictures), choices.run.resolution)
         model = load(len(pictures), budget)
     loaded(model)

@@ -202,13 +202,13 @@ def _table(facts: Facts, agreement: Agreement | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _residuals(facts: Facts) -> dict[str, tuple[float, float, float]]:
-    """East, north and up in metres from the position by GPS to each camera."""
+def _residuals(facts: Facts) -> dict[str, tuple[float, ...]]:
+    """East, north and, where the positions have altitudes, up in metres from the position by GPS to each camera."""
     found = {}
     for each in as_list(as_map(facts.about.get("gps")).get("residuals")):
-        values = [as_number(as_map(each).get(key)) for key in ("east_m", "north_m", "up_m")]
-        if None not in values:
-            found[as_text(as_map(each).get("name"))] = tuple(values)
+        east, north, up = (as_number(as_map(each).get(key)) for key in ("east_m", "north_m", "up_m"))
+        if east is not None and north is not None:
+            found[as_text(as_map(each).get("name"))] = (east, north) if up is None else (east, north, up)
     return found
 
 

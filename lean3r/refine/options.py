@@ -135,15 +135,17 @@ class ScaleOptions:
             read_places(pictures, names) if self.positions is None else read_positions(self.positions, names, warn=warn)
         )
 
-    def check(self, pictures: Pictures) -> None:
-        """InputError if the pictures lack positions or a name matches none: before the network runs, not after it."""
+    def check(self, pictures: Pictures) -> list[Place]:
+        """The positions that will be used. InputError if the pictures lack them, or a name matches none: before the
+        network runs, not after it."""
         from lean3r.refine.scale import Distance, require_places
 
         if self.scale is not None:
             Distance.parse(self.scale).views(pictures.names)
         if self.gps or self.positions is not None:
             names = pictures.names if self.positions is not None else pictures.file_names
-            require_places(names, self.places(pictures, names, warn=True))
+            return require_places(names, self.places(pictures, names, warn=True))
+        return []
 
     def apply(self, reconstruction: Reconstruction, pictures: Pictures) -> Reconstruction:
         """The scene in metres, if that was asked for, with the up direction that was asked for. A scene whose cameras

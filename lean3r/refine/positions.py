@@ -27,9 +27,9 @@ EXPECTED = "a table with the columns name, lat, lon and, perhaps, alt: degrees (
 def read_positions(path: str | Path, names: Sequence[str], *, warn: bool = True) -> dict[str, Place]:
     """The positions of the pictures `names`, by name, in a CSV file with a header line.
 
-    Commas, semicolons or tabs separate the columns. A row means the picture with its name, or whose path ends with it;
-    rows for other pictures are left out, with a warning (`warn`). InputError if a column is missing, a row is damaged
-    or repeated, or no row means a picture; it says which line.
+    Commas, semicolons or tabs separate the columns. A row means the picture with its name, or whose path ends with it,
+    or else with whose name it ends; rows for other pictures are left out, with a warning (`warn`). InputError if a
+    column is missing, a row is damaged or repeated, or no row means a picture; it says which line.
     """
     path = Path(path)
     header, rows = _rows(path)
@@ -44,7 +44,9 @@ def read_positions(path: str | Path, names: Sequence[str], *, warn: bool = True)
             raise InputError(f"{where} has {len(row)} columns, its header {len(header)}; expected {EXPECTED}.")
         given = row[at["name"]].strip()
         place = _place({key: row[column].strip() for key, column in at.items()}, where)
-        fitting = ends.get(PurePosixPath(given.replace("\\", "/")).as_posix(), ())
+        given_path = PurePosixPath(given.replace("\\", "/"))
+        within = ("/".join(given_path.parts[start:]) for start in range(1, len(given_path.parts)))
+        fitting = ends.get(given_path.as_posix()) or next(([name] for name in within if name in names), [])
         if len(fitting) > 1:
             raise InputError(f"{where}: {given!r} may mean {fitting[0]} or {fitting[1]}; write more of the path.")
         if not fitting:

@@ -14,7 +14,7 @@ import torch
 
 from lean3r.errors import InputError, UsageError
 from lean3r.geometry.align import Similarity, umeyama, umeyama_robust
-from lean3r.geometry.earth import earth_centred, level_axes
+from lean3r.geometry.earth import NADIR, earth_centred, level_axes
 from lean3r.geometry.pose import camera_centers
 from lean3r.geometry.rotation import so3_exp
 from lean3r.geometry.up import Up, move_scene
@@ -37,7 +37,6 @@ EXIF_GPS = 0x8825
 ONE_PLACE = (
     "which does not determine the scale. Use --scale with a known distance between two cameras instead of --gps."
 )
-NADIR = math.cos(math.radians(20))  # between straight down and the views of a nadir flight
 STRAIGHT_DOWN = (
     "all cameras look straight down: the focal length and the height of the flight can hardly be told apart, and "
     "heights may be off by several per cent of it; give the focal length (--intrinsics), or oblique pictures too"
@@ -158,7 +157,7 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
         logger.warning("the GPS positions lie on a line: up is taken from the pictures, which are assumed to be level")
         fit = _level(fit, reconstruction.cam_from_world[reconstruction.is_certain], target[used])
     away = _away(fit, centres, target)
-    off = np.linalg.norm(away, axis=1)
+    off = np.linalg.norm(away if has_height else away[:, [0, 2]], axis=1)
     extent = float(np.sqrt(((target[used] - target[used].mean(axis=0)) ** 2).sum(axis=1).mean()))
     rms = float(np.sqrt((off[used] ** 2).mean()))
     if extent < 3 * max(rms, TYPICAL_GPS_M):
@@ -182,6 +181,7 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
         "residuals": [
             {"name": reconstruction.names[view]}
             | dict(zip(("east_m", "north_m", "up_m"), np.round(row[[0, 2, 1]] * [1, 1, -1], 3).tolist(), strict=True))
+            | ({} if has_height else {"up_m": None})
             for view, row in zip(views, away, strict=True)
         ],
     }
@@ -310,8 +310,9 @@ def _view(names: Sequence[str], wanted: str) -> int:
 
 
 def _fitting(names: Sequence[str], wanted: str) -> list[int]:
-    """The view with a name, or those whose names end with its parts."""
+    """The view with a name, or those whose names end with its parts, or else that with whose name its path ends."""
     if wanted in names:
         return [names.index(wanted)]
-    tail = PurePosixPath(wanted).parts
-    return [i for i, name in enumerate(names) if PurePosixPath(name).parts[-len(tail) :] == tail]
+    tail, paths = PurePosixPath(wanted).parts, [PurePosixPath(name).parts for name in names]
+    longer = [i for i, path in enumerate(paths) if tail and path[-len(tail) :] == tail]
+    return longer or [i for i, path in enumerate(paths) if tail[-len(path) :] == path]

@@ -75,9 +75,11 @@ class FolderAlbum:
         self._manifest, self._stored = manifest, stored
 
     @property
-    def has_photos(self) -> bool:
-        """Whether any picture was found."""
-        return bool(self._stills) or (self._folder / KEYFRAMES).is_dir() or self._small is not None
+    def without_photo(self) -> list[str]:
+        """Names of the views whose pictures were not found."""
+        if (self._folder / KEYFRAMES).is_dir() or self._small is not None:
+            return []
+        return [source.name for view, source in enumerate(self._sources) if view not in self._stills]
 
     @cached_property
     def _own(self) -> dict[int, Still]:

@@ -57,8 +57,10 @@ def read_content(folder: str | Path, stored: Sequence[str | Path] = ()) -> Conte
     album = FolderAlbum(folder, cameras, Maps.of(arrays, len(cameras)), manifest, stored)
     if len(points) and album.maps is not None and (points.view < 0).all():
         points = Points(points.xyz, points.rgb, points.conf, points.normals, views_of(points.xyz, cameras, album.maps))
-    if cameras and not album.has_photos:
-        notes.append("The pictures were not found. Say with --stored where they are now.")
+    if gone := album.without_photo:
+        few = f"{len(gone):,} of {len(cameras):,} pictures were not found ({_few(gone)})"
+        what = few if len(gone) < len(cameras) else "The pictures were not found"
+        notes.append(f"{what}. Say with --stored where they are now.")
     is_stream = (folder / STREAM).is_file()
     is_done = not is_stream or manifest.get("is_complete") is True
     if not is_done:
@@ -71,7 +73,7 @@ def read_content(folder: str | Path, stored: Sequence[str | Path] = ()) -> Conte
         points=points,
         album=album,
         scale=scale,
-        surface=_surface(folder, notes),
+        surface=surface_in(folder, notes),
         facts=tuple(facts + facts_of(dict(manifest))),
         notes=tuple(notes),
         up=recorded_up(manifest),
@@ -106,9 +108,12 @@ def _manifest(folder: Path, notes: list[str]) -> Mapping[str, Any]:
     names = [name for name in (listed if isinstance(listed, list) else []) if isinstance(name, str)]
     gone = sorted(name for name in names if not is_file(folder / name))
     if gone:
-        more = f" and {len(gone) - SHOWN:,} more" if len(gone) > SHOWN else ""
-        notes.append(f"Missing files: {', '.join(gone[:SHOWN])}{more}.")
+        notes.append(f"Missing files: {_few(gone)}.")
     return manifest
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
 
 
 def _arrays(folder: Path, notes: list[str]) -> Mapping[str, np.ndarray]:
@@ -217,7 +222,8 @@ def _columns(ply: Ply, names: tuple[str, ...], kind: type, otherwise: int) -> np
     return np.full((len(ply.vertices), len(names)), otherwise, kind) if found is None else found.astype(kind)
 
 
-def _surface(folder: Path, notes: list[str]) -> Surface | None:
+def surface_in(folder: Path, notes: list[str]) -> Surface | None:
+    """The mesh of a result, if there is one; a note says why it cannot be read."""
     if not (folder / MESH).is_file():
         return None
     try:

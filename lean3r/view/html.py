@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lean3r.export.manifest import Written
 from lean3r.export.options import ExportOptions
 from lean3r.types import Reconstruction
 from lean3r.view.content import of_scene
+from lean3r.view.folder import surface_in
 from lean3r.view.packing import Package
 from lean3r.view.page import one_file
 
@@ -16,8 +18,10 @@ FILE, NOTEBOOK_POINTS = "view.html", 100_000
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
-    """Write view.html with at most `html_points` points; the manifest tells its size."""
-    package = Package(of_scene(reconstruction), most=options.html_points, in_one_file=True)
+    """Write view.html with at most `html_points` points, and the mesh that is in the folder; the manifest tells its
+    size."""
+    content = replace(of_scene(reconstruction), surface=surface_in(directory, []))
+    package = Package(content, most=options.html_points, in_one_file=True)
     path = directory / FILE
     size = write_page(path, [package])
     return Written([path], {"bytes": size, "points": package.points.count, "views": len(reconstruction.sources)})

@@ -6,12 +6,14 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 
 from lean3r.geometry.fusion import with_cloud
 from lean3r.types import Reconstruction
 from lean3r.view.browser import open_page
 from lean3r.view.content import input_name, of_scene
+from lean3r.view.folder import surface_in
 from lean3r.view.packing import Package
 from lean3r.view.server import Server, Shown
 
@@ -28,7 +30,7 @@ class Live:
         self.title = input_name(source)
         self.shown = Shown(stage="reading")
         self._server, self._opener = Server(self.shown), opener
-        self._next: tuple[Reconstruction, bool] | None = None
+        self._next: tuple[Reconstruction, bool, Path | None] | None = None
         self._wake, self._is_closed = threading.Condition(), False
         self._worker = threading.Thread(target=self._work, daemon=True)
 
@@ -54,10 +56,11 @@ class Live:
         """What happens now."""
         self.shown.stage = text
 
-    def show(self, scene: Reconstruction, *, is_done: bool = False) -> None:
-        """Show a scene from the next moment on; `is_done`: it is the last one."""
+    def show(self, scene: Reconstruction, *, is_done: bool = False, folder: Path | None = None) -> None:
+        """Show a scene from the next moment on, with the mesh in the folder of the result; `is_done`: it is the last
+        one."""
         with self._wake:
-            self._next = scene, is_done
+            self._next = scene, is_done, folder
             self._wake.notify_all()
 
     def wait(self) -> None:
@@ -71,11 +74,12 @@ class Live:
                 self._wake.wait_for(lambda: self._next is not None or self._is_closed)
                 if self._is_closed or self._next is None:
                     return
-                (scene, is_done), self._next = self._next, None
+                (scene, is_done, folder), self._next = self._next, None
             if not len(scene.points.xyz):
                 most = min(scene.point_options.max_points, FIRST_POINTS)
                 scene = with_cloud(replace(scene, point_options=replace(scene.point_options, max_points=most)))
-            content = replace(of_scene(scene, self.title), is_done=is_done)
+            surface = None if folder is None else surface_in(folder, [])
+            content = replace(of_scene(scene, self.title), is_done=is_done, surface=surface)
             self.shown.put([Package(content)], is_done=is_done)
             if is_done:
                 self.shown.stage = ""

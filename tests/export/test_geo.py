@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,8 +21,10 @@ from lean3r.export.geo import check, geo_frame
 from lean3r.export.trajectory import lines
 from lean3r.geometry.earth import geodetic
 from lean3r.geometry.overhead import Grid, highest
+from lean3r.geometry.rotation import so3_exp
 from lean3r.inputs.trajectory import read_trajectory
 from lean3r.refine.scale import with_places
+from lean3r.types import with_warning
 
 pyproj = pytest.importorskip("pyproj", reason="the extra geo is not installed")
 laspy, rasterio = pytest.importorskip("laspy"), pytest.importorskip("rasterio")
@@ -80,6 +83,55 @@ def test_elevation_and_orthophoto_are_the_ground_from_above(survey) -> None:
     assert manifest["up"]["source"] == "gps" and manifest["gps"]["rms_m"] < 0.01
 
 
+@pytest.mark.parametrize("crs", ["utm", "EPSG:32615"])
+def test_a_run_whose_cameras_give_no_place_keeps_its_result(tmp_path, caplog, crs: str) -> None:
+    """Without GPS it is an error; with GPS that did not help, everything is written in local axes."""
+    scene, options = flight()[0], ExportOptions(crs=crs)
+    with pytest.raises(InputError, match="needs a place on earth"):
+        export(scene, tmp_path / "none", "las", options=options)
+    told = export(
+        with_warning(scene, "no-scale", "lengths are not in metres"), tmp_path / "out", "las", options=options
+    )
+    assert laspy.read(told / "points.las").header.parse_crs() is None
+    assert f"coordinates are local, not in {crs}" in caplog.text
+
+
+def test_maps_of_elsewhere_are_refused_before_the_run_and_lose_nothing_after_it(tmp_path, caplog) -> None:
+    places = [(place.latitude_deg, place.longitude_deg) for place in flight()[1].values()]
+    for crs in ("EPSG:2056", "EPSG:25832", "EPSG:32633"):
+        with pytest.raises(InputError, match=r"a map of .*; the pictures were taken at latitude 46\.843"):
+            ExportOptions(crs=crs).check_map(places)
+    for crs in ("auto", "enu", "utm", "EPSG:32615", "EPSG:32614", "EPSG:5070"):
+        ExportOptions(crs=crs).check_map(places)
+    ExportOptions(crs="EPSG:2056").check_map([])
+    fiji = [(-17.0, 179.999), (-17.0, -179.999)]
+    ExportOptions(crs="EPSG:3460").check_map(fiji)
+    with pytest.raises(InputError, match="EPSG:32615"):
+        ExportOptions(crs="EPSG:32615").check_map(fiji)
+    with pytest.raises(InputError, match="no UTM zone"):
+        ExportOptions(crs="utm").check_map([(89.9, 0.0)])
+    scene = located()
+    pole = {**scene.info["gps"], "origin": {**scene.info["gps"]["origin"], "latitude_deg": 89.9}}
+    out = export(replace(scene, info={**scene.info, "gps": pole}), tmp_path / "pole", "las")
+    assert laspy.read(out / "points.las").header.parse_crs() is None and "no UTM zone" in caplog.text
+
+
+def test_yaw_of_a_camera_about_straight_down_is_that_of_its_top(tmp_path) -> None:
+    """Tilted by some degrees in any direction, the direction in which it looks hardly tells where it points."""
+    scene = located()
+    tilts = torch.tensor([[0.1, 0, 0], [0, 0.1, 0], [-0.1, 0, 0], [0, -0.1, 0], [0.2, 0.2, 0]], dtype=torch.float64)
+    poses = scene.cam_from_world.copy()
+    poses[:5, :3] = so3_exp(tilts).numpy() @ poses[:5, :3]
+    out = export(replace(scene, cam_from_world=poses), tmp_path / "out", "csv")
+    with (out / "cameras.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))[:5]
+    yaws = [(float(row["yaw_deg"]) + 180) % 360 - 180 for row in rows]
+    assert np.abs(yaws).max() < 3
+    rolls = [float(row["roll_deg"]) for row in rows]
+    assert rolls[0] == pytest.approx(0, abs=0.1) and abs(rolls[1]) == pytest.approx(np.degrees(0.1), abs=0.1)
+    assert rolls[1] == pytest.approx(-rolls[3], abs=0.1)
+
+
 @pytest.mark.parametrize("scale", ["metric", "relative"])
 def test_a_length_of_unknown_unit_is_not_read_as_metres(tmp_path, scale: str) -> None:
     out = export(replace(flight()[0], scale=scale), tmp_path / "out", "geotiff")
@@ -125,6 +177,8 @@ def test_an_unknown_altitude_is_empty(tmp_path) -> None:
     with path.open(newline="", encoding="utf-8") as file:
         row = next(csv.DictReader(file))
     assert row["altitude_m"] == row["gps_residual_up_m"] == "" and abs(float(row["latitude_deg"])) > 0
+    said = flat.info["gps"]["residuals"][0]
+    assert said["up_m"] is None, "nobody stated a height"
     level = [float(row[f"gps_residual_{key}_m"]) for key in ("east", "north")]
     assert float(row["gps_residual_m"]) == pytest.approx(np.hypot(*level), abs=2e-3)
 

@@ -37,6 +37,14 @@ def test_tables_as_people_write_them(tmp_path: Path, text: str, caplog) -> None:
     assert ("not here" in caplog.text) == ("photos/" in text)
 
 
+def test_tables_with_whole_paths(tmp_path: Path, caplog) -> None:
+    text = "name,lat,lon\nC:\\flight\\a.jpg,46.5,-91\n/home/me/left/b.jpg,46.6,-91\nother/b.jpg,1,1\n"
+    with caplog.at_level(logging.WARNING, "lean3r"):
+        found = read_positions(table(tmp_path, text), NAMES)
+    assert found == {"a.jpg": Place(46.5, -91.0, None), "left/b.jpg": Place(46.6, -91.0, None)}
+    assert "1 rows are of pictures that are not here ('other/b.jpg')" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -78,6 +78,7 @@ def test_names_are_found_by_their_end_and_only_if_one_fits():
             with_distance(scene, Distance(wrong, "c.jpg", 2.0))
     with pytest.raises(UsageError, match="one picture"):
         with_distance(scene, Distance("c.jpg", "c.jpg", 2.0))
+    assert with_distance(scene, Distance("photos/c.jpg", "in/a/x.jpg", 2.0)).scale == "metric"
     with pytest.raises(InputError, match="one place"):
         still = np.repeat(scene.cam_from_world[:1], 3, axis=0)
         with_distance(replace(scene, cam_from_world=still), Distance("b/x.jpg", "c.jpg", 2.0))

@@ -18,6 +18,7 @@ from lean3r.export import ExportOptions, export
 from lean3r.export.ply import ply_bytes
 from lean3r.inputs.pictures import Pictures
 from lean3r.types import Lens
+from lean3r.view import html
 from lean3r.view.compare import packages_of
 from lean3r.view.content import Content, of_scene
 from lean3r.view.folder import read_content
@@ -83,6 +84,20 @@ def test_a_half_deleted_result(copy: Path, gone: list[str], said: str, cameras: 
     assert any(said in note for note in content.notes) and len(content.cameras) == cameras
     header = shown(content)
     assert bool(header["points"]["count"]) == ("points.ply" not in gone)
+
+
+@pytest.mark.parametrize("formats", [["html"], ["html", "mesh"]])
+def test_the_page_of_a_run_has_its_mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, formats: list[str]) -> None:
+    made: list[Package] = []
+    monkeypatch.setattr(html, "Package", lambda *a, **k: made.append(Package(*a, **k)) or made[-1])
+    export(make_scene(3), tmp_path / "out", formats)
+    assert bool(made[0].header["mesh"]) == ("mesh" in formats)
+
+
+def test_some_pictures_are_missing(copy: Path) -> None:
+    (copy / "images" / "IMG_001.jpg").unlink()
+    notes = read_content(copy).notes
+    assert "1 of 4 pictures were not found (IMG_001.jpg). Say with --stored where they are now." in notes
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,10 @@ def test_the_command_shows_every_stage(
         def __init__(self, source: str) -> None:
             super().__init__(source, lambda address: False)
 
-        def show(self, scene: Reconstruction, *, is_done: bool = False) -> None:
+        def show(self, scene: Reconstruction, *, is_done: bool = False, folder: Path | None = None) -> None:
             shown.append((len(scene.cam_from_world), is_done, len(scene.points.xyz)))
-            super().show(scene, is_done=is_done)
+            assert folder == (out if is_done else None)
+            super().show(scene, is_done=is_done, folder=folder)
 
         def wait(self) -> None:
             assert state(self, 1)["results"]
