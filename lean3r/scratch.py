@@ -167,9 +167,10 @@ def _move_to_new(part: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def temporary_folder(purpose: str) -> Iterator[Path]:
-    """A new temporary folder, removed at the end; leftovers of killed runs are removed first."""
-    base = Path(tempfile.gettempdir())
+def temporary_folder(purpose: str, base: Path | None = None) -> Iterator[Path]:
+    """A new temporary folder, where the system has them or in `base`, removed at the end; leftovers of killed runs are
+    removed first."""
+    base = base or Path(tempfile.gettempdir())
     for left in base.glob("lean3r-*"):
         if _TEMPORARY.fullmatch(left.name) and _is_ours(left):
             with contextlib.suppress(OSError), held(left / LOCK) as lock:
@@ -177,7 +178,7 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
                 shutil.rmtree(left)
     with contextlib.ExitStack() as stack:
         while True:
-            folder = Path(tempfile.mkdtemp(prefix=f"lean3r-{purpose}-"))
+            folder = Path(tempfile.mkdtemp(prefix=f"lean3r-{purpose}-", dir=base))
             with contextlib.suppress(FileNotFoundError):  # another run removed it as a leftover before it was locked
                 lock = hold(folder / LOCK, must=False)
                 if lock is not None:

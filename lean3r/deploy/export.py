@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from lean3r.errors import LeanError, UsageError
 from lean3r.layers.matching import MANY
 from lean3r.models.base import Backbone
 from lean3r.models.execution import check_compiler
+from lean3r.scratch import LOCK, temporary_folder
 from lean3r.types import Views
 
 Run = Callable[[Tensor], dict[str, Tensor]]
@@ -112,12 +112,12 @@ def _export(model: Backbone, path: Path, kind: str, limits: Limits) -> Exported:
     facts = {"model": model.name, "licence": model.licence, "resolution": model.resolution, "limits": sizes}
     facts["plan"] = None if model.plan is None else model.plan.name
     try:
-        with tempfile.TemporaryDirectory(prefix=".lean3r-", dir=path.parent) as folder:
-            new = Path(folder) / path.name
+        with temporary_folder("export", path.parent) as folder:
+            new = folder / path.name
             details, run = _write(kind, program, new, facts, limits)
             differences = None if run is None else compare(model, run, limits)
             _check(path, differences)
-            files = sorted(Path(folder).glob(f"{path.name}*"), reverse=True)  # weights in a file of their own first
+            files = sorted((file for file in folder.iterdir() if file.name != LOCK), reverse=True)  # weights first
             size = sum(file.stat().st_size for file in files)
             for file in files:
                 os.replace(file, path.parent / file.name)

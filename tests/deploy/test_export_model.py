@@ -28,6 +28,7 @@ from lean3r.errors import MissingExtraError, UsageError
 from lean3r.models.base import Backbone
 from lean3r.models.nano import Nano
 from lean3r.models.no_network import NoNetwork
+from lean3r.scratch import LOCK
 from lean3r.types import Prediction, Views
 
 
@@ -46,19 +47,24 @@ def test_onnx_and_pt2_files_compute_what_the_model_does(
     nano.train()
     program = exports.trace(nano, limits_of(nano))
     monkeypatch.setattr(exports, "trace", lambda *call: program)  # recorded once, for both
-    written = {ending: export_model(nano, tmp_path / f"nano{ending}") for ending in (".onnx", ".pt2")}
+    left = tmp_path / "lean3r-export-abcdefgh"  # of a run that was killed
+    left.mkdir()
+    (left / LOCK).touch()
+    written = {ending: export_model(nano, tmp_path / f"nano[1]{ending}") for ending in (".onnx", ".pt2")}
     assert all(part.training for part in nano.modules()), "its training goes on"
     nano.eval()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["nano.onnx", "nano.pt2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nano[1].onnx", "nano[1].pt2"]
     for exported in written.values():
         assert exported.differences is not None and max(exported.differences.values()) < 1e-4
         assert exported.axes["depth"] == [1, "views", "height", "width"] and exported.limits["views"] == 49
         assert json.loads(json.dumps(exported.as_dict()))["bytes"] == exported.path.stat().st_size
-    file = onnx.load(tmp_path / "nano.onnx")
+    file = onnx.load(tmp_path / "nano[1].onnx")
     assert {node.domain for node in file.graph.node} == {""} and written[".onnx"].details["opset"] >= 18
     assert json.loads(file.metadata_props[0].value)["limits"]["multiple"] == 16
 
     monkeypatch.chdir(tmp_path)
+    for ending, exported in written.items():
+        exported.path.rename(tmp_path / f"nano{ending}")  # as the page calls it
     photos(tmp_path / "photos")
     blocks = [step.text for step in steps_of("docs/how-to/deploy-models.md") if step.kind == "python"]
     names: dict[str, Any] = {}

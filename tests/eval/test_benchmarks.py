@@ -23,9 +23,11 @@ from lean3r.data.sets.scenes import Camera, FolderSet, Frame, RawView
 from lean3r.errors import InputError, UsageError
 from lean3r.eval.papers import PAPERS
 from lean3r.eval.pose_errors import pose_auc
+from lean3r.eval.predicted.base import Predicted
 from lean3r.eval.protocols import BENCHMARKS
 from lean3r.eval.protocols.base import AbsentPart
 from lean3r.eval.protocols.cameras import focal_length
+from lean3r.eval.protocols.geometry import one_scale
 from lean3r.eval.protocols.items import Item
 from lean3r.eval.protocols.resolving import resolve
 from lean3r.eval.runs.data import items_of
@@ -72,7 +74,8 @@ def perfect(figure: str, value: float, direction: str) -> bool:
 @pytest.mark.parametrize("name", SCORED)
 def test_perfect_predictions_score_perfectly(name: str, scale: float, tmp_path: Path) -> None:
     for item in items(name):
-        columns = None if "depth" in name or name == "dtu-points" or name in LITE3R else 64
+        is_at_the_truth = "depth" in name or name.startswith("synthetic") or name == "dtu-points" or name in LITE3R
+        columns = None if is_at_the_truth else 64  # of smaller maps, where these are scored in their own pixels
         in_unit = name in LITE3R and scale == 1  # its points are not aligned
         truth.write(item, tmp_path / name / item.id, scale, columns=columns, in_unit=in_unit)
     scores = score_benchmark(name, items(name), tmp_path)
@@ -200,6 +203,22 @@ NO_DEPTH = {
     "an empty mask": {"mask": np.zeros((3, 208, 272), bool)},
     "absent": {"depth": None},
 }
+
+
+@pytest.mark.parametrize("size", [(12, 16), (48, 64), (96, 128), (480, 640)])
+def test_sparse_truth_counts_at_its_own_pixels_whatever_the_size_of_the_maps(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    rows, columns = rng.integers(0, 96, 40), rng.integers(0, 128, 40)
+    depth = np.zeros((96, 128), np.float32)
+    depth[rows, columns] = np.where(columns < 64, 2.0, 4.0)
+    view = RawView(np.zeros((96, 128, 3), np.uint8), depth, np.eye(3), np.eye(4))
+    found = np.where(np.arange(size[1]) < size[1] // 2, 1.0, 3.0) * np.ones((size[0], 1))
+    item = items_of("synthetic@2", {}, limit=1)[0]
+    figures = one_scale(Predicted(path=Path("x"), depth=(found,)), item, (view,)).figures
+    ratio = np.where(depth[depth > 0] < 3, 2 / 1, 4 / 3)
+    scale = np.sort(ratio)[(len(ratio) - 1) // 2]
+    assert figures["abs_rel"] == pytest.approx(100 * np.abs(scale / ratio - 1).mean(), rel=1e-5)
+    assert figures["depth_missing"] == 0
 
 
 @pytest.mark.parametrize("what", NO_DEPTH)

@@ -27,11 +27,16 @@ ALIGNMENTS = {"": "scale", "_shift": "scale_shift_lad2", "_metric": "metric"}
 
 
 def one_scale(predicted: Predicted, item: Item, views: tuple[RawView, ...]) -> Score:
-    """AbsRel and delta < 1.25 in per cent, after one scale for the scene: the median ratio of known pixels. Predictions
-    that are unknown where the truth is known are counted in `depth_missing`, and not scored."""
-    pairs = depth_pairs(predicted, views)
-    pred, gt = (np.concatenate([getattr(pair, part).ravel() for pair in pairs]) for part in ("pred", "gt"))
-    known, given = gt > 0, np.isfinite(pred) & (pred > 0)
+    """AbsRel and delta < 1.25 in per cent, after one scale for the scene: the median ratio of known pixels. The true
+    depth counts, at its own pixels, so that maps of any size are scored alike. Predictions that are unknown there are
+    counted in `depth_missing`, and not scored."""
+    if predicted.depth is None:
+        raise AbsentPart("no depth, which this benchmark scores")
+    truth = [zero_unknown(view.depth)[0] for view in views]
+    ours = [predicted.depth_at(number, *depth.shape) for number, depth in enumerate(truth)]
+    gt = np.concatenate([depth[depth > 0] for depth in truth]).astype(np.float64)
+    pred = np.concatenate([mine[depth > 0] for mine, depth in zip(ours, truth, strict=True)]).astype(np.float64)
+    known, given = gt > 0, pred > 0
     missing = {"depth_missing": 100 * float((known & ~given).sum() / known.sum())} if known.any() else {}
     if not (known & given).any():
         raise AbsentPart("no pixel has both a predicted and a true depth", **missing)

@@ -231,7 +231,8 @@ def strided_views(scenes: SceneSet, most: int, *, stride: int = 1, first: int = 
 
 def stated_views(scenes: SceneSet, chosen: Chosen) -> list[tuple[int, list[int]]]:
     """(scene, views) as a file of the user states them; InputError for scenes or views that the set does not have."""
-    numbers = {scenes.scene_id(scene): scene for scene in range(len(scenes))}
+    numbers = {path_of(scenes.scene_id(scene)): scene for scene in range(len(scenes))}
+    chosen = {path_of(name): views for name, views in chosen.items()}
     absent = [name for name in chosen if name not in numbers]
     if absent:
         raise InputError(
