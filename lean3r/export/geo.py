@@ -157,9 +157,10 @@ def _system(crs: str, latitude_deg: float, longitude_deg: float) -> CRS:
             )
         return projection.CRS.from_authority(zones[0].auth_name, zones[0].code)
     system = registered(crs)
-    if not _covers(system.area_of_use, *at):
+    area = system.area_of_use
+    if area is not None and not _covers(area, *at):
         raise InputError(
-            f"--crs {crs} is {system.name}, a map of elsewhere ({system.area_of_use.name.rstrip('.')}); the pictures "
+            f"--crs {crs} is {system.name}, a map of elsewhere ({area.name.rstrip('.')}); the pictures "
             f"were taken at latitude {latitude_deg:.3f}, longitude {longitude_deg:.3f}. Expected the map of that "
             "place, or --crs utm."
         )
@@ -167,9 +168,7 @@ def _system(crs: str, latitude_deg: float, longitude_deg: float) -> CRS:
 
 
 def _covers(area: Any, longitude_deg: float, latitude_deg: float) -> bool:
-    """Whether an area of use, or what is beside it, contains a place; None is everywhere."""
-    if area is None:
-        return True
+    """Whether an area of use, or what is beside it, contains a place."""
     across = (longitude_deg - area.west + BESIDE_DEG) % 360 <= (area.east - area.west) % 360 + 2 * BESIDE_DEG
     return across and area.south - BESIDE_DEG <= latitude_deg <= area.north + BESIDE_DEG
 
