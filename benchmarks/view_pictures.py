@@ -24,7 +24,7 @@ from playwright.sync_api import Page, sync_playwright
 SOFTWARE = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 LEAN3R = (sys.executable, "-P", "-m", "lean3r")
 SIZE = {"width": 1200, "height": 720}
-WIDTH, QUALITY = 960, 72
+WIDTH, QUALITY = 840, 55
 
 
 def whole(page: Page) -> None:
