@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -49,10 +50,7 @@ class Batch:
         from lean3r.pipeline import batch
 
         batch.check(self.jobs, self.minutes)
-        try:
-            options = shlex.split(self.options)
-        except ValueError as error:
-            raise UsageError(f"--options cannot be taken apart: {error}.") from error
+        options = _options(self.options)
         console = Console(self.quiet)
         scenes, cluster = batch.find_scenes(self.scenes, self.out), self.cluster_options.options
         whole = batch.Batch(scenes, self.out, options, self.minutes, cluster)
@@ -71,3 +69,23 @@ class Batch:
         print(json.dumps([asdict(outcome) for outcome in outcomes]) if self.json else self.out, flush=True)
         if (error := batch.failure(outcomes, self.out)) is not None:
             raise error
+
+
+def _options(text: str) -> Sequence[str]:
+    """The options of all scenes, parsed once: a wrong one should not fail scene after scene. UsageError for one that is
+    wrong or the batch's own; like the parser of `lean3r reconstruct`, this exits with 2 for one that it cannot read."""
+    from lean3r.cli.main import parse
+    from lean3r.cli.reconstruct import Reconstruct
+    from lean3r.pipeline.batch import check_options
+
+    try:
+        options = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"--options cannot be taken apart: {error}.") from error
+    check_options(options)
+    command = parse(["reconstruct", "SCENE", "-o", "OUT", "--json", *options])
+    assert isinstance(command, Reconstruct)
+    for group in vars(command).values():
+        getattr(group, "options", None)  # checks the values
+    command.formats()
+    return options

@@ -23,6 +23,7 @@ from lean3r.pipeline.scene_runs import LOGS, MANIFEST, SUMMED, Engine, Here, OnC
 from lean3r.scratch import atomic_file, hold
 
 TABLE, ROWS, LOCK = "batch.json", "batch.csv", ".lean3r-batch"
+MOST_MINUTES = 30_000.0  # three weeks: soon after ends what a process can wait for, 2^31 milliseconds
 TAKEN = {"-o", "--out", "--export-dir", "--overwrite", "--json", "--view", "-h", "--help"}
 
 
@@ -53,7 +54,7 @@ class Batch:
     """The scenes of a folder and what has become of them. `options` are those of `lean3r reconstruct`, for all scenes;
     `minutes` is the limit of each; a `cluster` runs them on other machines.
 
-    UsageError if another process works on `out`, or if it was begun with other options.
+    UsageError if another process works on `out`, or if it has results with other options.
     """
 
     def __init__(
@@ -64,10 +65,7 @@ class Batch:
         minutes: float | None = None,
         cluster: ClusterOptions | None = None,
     ) -> None:
-        if wrong := sorted(TAKEN & {option.partition("=")[0] for option in options}):
-            raise UsageError(
-                f"{wrong[0]} cannot be an option of all scenes: the batch sets it, or it has no use there."
-            )
+        check_options(options)
         self.scenes, self.cluster = tuple(scenes), cluster or ClusterOptions()
         self.terms = Terms(out, tuple(options), minutes)
         self.outcomes = {scene.name: Outcome(scene.name) for scene in scenes}
@@ -111,18 +109,21 @@ class Batch:
         known: dict[str, Any] = {}
         with suppress(OSError, ValueError, TypeError, KeyError):
             table = parse_json((self.terms.out / TABLE).read_text(encoding="utf-8"))
-            if table["options"] != list(self.terms.options):
+            known = {row["name"]: row for row in table["scenes"]}
+            if table["options"] != list(self.terms.options) and any(map(self._has_result, known)):
                 raise UsageError(
                     f"{self.terms.out} was begun with the options {' '.join(table['options']) or '(none)'}; expected "
                     "the same, so that its scenes are alike, or another -o."
                 )
-            known = {row["name"]: row for row in table["scenes"]}
         for name, outcome in self.outcomes.items():
-            if (self.terms.out / name / MANIFEST).is_file():
+            if self._has_result(name):
                 outcome.state = "done"
                 with suppress(TypeError):
                     before = Outcome(**known.get(name, {"name": name}))
                     self.outcomes[name] = before if before.state == "done" else outcome
+
+    def _has_result(self, name: str) -> bool:
+        return (self.terms.out / name / MANIFEST).is_file()
 
     def _write(self) -> None:
         """The table, as JSON and for spreadsheets."""
@@ -145,8 +146,17 @@ def check(jobs: int | None, minutes: float | None) -> None:
     """UsageError for limits that make no sense."""
     if jobs is not None and jobs < 1:
         raise UsageError(f"--jobs is {jobs}; expected at least 1.")
-    if minutes is not None and not minutes > 0:
-        raise UsageError(f"--minutes is {minutes:g}; expected more than 0.")
+    if minutes is not None and not 0 < minutes <= MOST_MINUTES:
+        raise UsageError(
+            f"--minutes is {minutes:g}; expected more than 0 and at most {MOST_MINUTES:,.0f}. Without it there is no "
+            "limit."
+        )
+
+
+def check_options(options: Sequence[str]) -> None:
+    """UsageError for an option that scenes cannot have in common."""
+    if wrong := sorted(TAKEN & {option.partition("=")[0] for option in options}):
+        raise UsageError(f"{wrong[0]} cannot be an option of all scenes: the batch sets it, or it has no use there.")
 
 
 def failure(outcomes: Sequence[Outcome], out: Path) -> LeanError | None:

@@ -10,6 +10,7 @@ from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ LOGS, MANIFEST = "logs", "manifest.json"
 SUMMED = ("views", "skipped", "points", "peak_memory_mb")  # of a summary: what the table repeats, or counts
 STOPPING_S = 10.0  # that a scene has to remove what is unfinished
 TICK = 0.05
+_BORDERS = " " + "".join(map(chr, range(0x2500, 0x2580)))  # of the boxes that the parser draws
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def run_scene(scene: Scene, terms: Terms, running: Running, environment: Mapping
     until_unwritten(result)
     if (result / MANIFEST).is_file():  # a run whose batch, or whose machine, was lost came to its end
         return Outcome(scene.name, "done", 0)
-    arguments = (str(scene.path), "-o", str(result), "--json", *terms.options)
+    arguments = (_as_argument(scene.path), "-o", _as_argument(result), "--json", *terms.options)
     command = python_command("lean3r.cli.main", "reconstruct", *arguments, patience=STOPPING_S)
     log = terms.out / LOGS / f"{scene.name}.txt"
     with log.open("wb") as said:
@@ -218,12 +220,22 @@ def _is_written(result: Path) -> bool:
     return False
 
 
+def _as_argument(path: Path) -> str:
+    """A path that no parser takes for an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
 def _last_words(log: Path, status: int) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    """Why a scene failed: its last error, or else the message in a box of the parser, or the last line."""
     if status < 0:
         return f"it was ended by signal {-status}; perhaps memory was short"
-    return printable((errors or lines or [f"exit status {status}"])[-1])
+    said = log.read_text(errors="replace")
+    lines = [line for line in said.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    _, corner, box = said.rpartition("╮\n")
+    first = takewhile(bool, (line.strip(_BORDERS) for line in box.splitlines()))
+    message = [" ".join(first)] if corner else []
+    return printable((errors or message or lines or [f"exit status {status}"])[-1])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import shutil
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from lean3r.errors import LeanError, UsageError
 from lean3r.pipeline.cluster import ClusterOptions
 from lean3r.serve.actors import Actors
 from lean3r.serve.jobs import Job, Store
-from lean3r.serve.logs import Scrubber, log
+from lean3r.serve.logs import Scrubber, explain, is_disk_full, log
 from lean3r.serve.options import GIGABYTE, ServeOptions
 from lean3r.serve.places import SUMMARY, Places, size_of
 from lean3r.serve.uploads import inputs_of
@@ -162,6 +163,9 @@ class Dispatcher:
         except FileNotFoundError:  # the input is gone
             self._fail(job, "its files are gone")
         except (EOFError, OSError) as error:
+            if is_disk_full(error):
+                self._fail(job, explain(error))
+                return
             worker.end()
             state = self.store.give_back(job, None if self.stopping.is_set() else self.options.attempts)
             log("worker lost", logging.WARNING, job=job.id, exit_code=worker.exit_code, error=str(error), state=state)
@@ -225,14 +229,17 @@ class Dispatcher:
         return ""
 
     def _finish(self, job: Job, summary: Mapping[str, Any], seconds: float) -> None:
-        attempt, said = self.places.attempt(job), self._scrubbed(summary)
+        attempt, done, said = self.places.attempt(job), self.places.done(job.id), self._scrubbed(summary)
         try:
             (attempt / SUMMARY).write_text(json.dumps(said), encoding="utf-8")
-        except OSError as error:
-            self._fail(job, f"its result could not be stored: {error.strerror}")
+            size = size_of(attempt)
+            is_placed = self.store.finish(job, said, size, lambda: os.rename(attempt, done))
+        except (OSError, sqlite3.Error) as error:
+            shutil.rmtree(done, ignore_errors=True)  # it was placed, perhaps, but that could not be noted
+            reason = f"its result could not be stored: {getattr(error, 'strerror', error)}"
+            self._fail(job, explain(error) if is_disk_full(error) else reason)
             return
-        size = size_of(attempt)
-        if self.store.finish(job, said, size, lambda: os.rename(attempt, self.places.done(job.id))):
+        if is_placed:
             self.ended["done"] += 1
             self.seconds += seconds
             log("job done", job=job.id, seconds=round(seconds, 3), bytes=size)
@@ -250,6 +257,8 @@ class Dispatcher:
         return self.scrub(value) if isinstance(value, str) else value
 
     def _fail(self, job: Job, reason: str) -> None:
+        # What it has written goes first: if that fills the disk, nothing can be noted as long as it is there.
+        shutil.rmtree(self.places.attempt(job), ignore_errors=True)
         if self.store.fail(job, reason):
             self.ended["failed"] += 1
             log("job failed", logging.WARNING, job=job.id, reason=reason)

@@ -121,7 +121,8 @@ class Store:
                 yield self._base
                 self._base.execute("COMMIT")
             except BaseException:
-                self._base.execute("ROLLBACK")
+                if self._base.in_transaction:  # when there is no room, SQLite rolls back by itself
+                    self._base.execute("ROLLBACK")
                 raise
             if self._base.total_changes > before:  # workers that look for a job and find none would wake each other
                 self.version += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -72,6 +73,13 @@ def explain(error: BaseException) -> str:
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return str(OutOfMemoryError("out of memory; use fewer or smaller pictures: max_views, resolution."))
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
+    if is_disk_full(error):
         return "the disk of the service is full; try again later."
     return f"an unexpected error ({type(error).__name__}); the log of the service has more"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the system, or SQLite, had no room to write."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in DISK_FULL

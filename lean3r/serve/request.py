@@ -14,6 +14,7 @@ from lean3r.compress import PLANS
 from lean3r.errors import UsageError
 from lean3r.export import DEFAULT_FORMATS, EXPORTERS, ExportOptions, parse_formats, picture_uses, without_depth_formats
 from lean3r.inputs.frames import FrameChoice
+from lean3r.models import CARDS, model_of
 from lean3r.options import UNIONS, Options, PointOptions, check_types, option, options_of, type_of
 from lean3r.pipeline.options import CameraOptions, MemoryOptions, RunOptions
 from lean3r.refine.options import RefineOptions, ScaleOptions
@@ -30,6 +31,7 @@ FORBIDDEN = {
 _FOUR = re.compile(r"\s*[-+.\deE]+\s*(,\s*[-+.\deE]+\s*){3}")
 _SETTINGS = re.compile(r"[\w.,=+-]{0,200}")
 _LONG = 300  # characters of a text
+_LEAST_PATCHES, _MOST_PIXELS = 3, 4096  # a side of what networks take (inputs/views.py, whose import loads torch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,7 @@ class Request:
         model = groups[ModelOptions].model
         if model not in (AUTO, *models):
             raise UsageError(f"the model '{model[:60]}' is not offered here. Known: {', '.join((AUTO, *models))}.")
+        _check_resolution(groups[RunOptions].resolution, models if model == AUTO else [model])
         export = groups[ExportOptions]
         export.check(picture_uses(groups[ModelOptions].formats(groups[StereoOptions].dense, export.texture)))
         export.check_place(groups[ScaleOptions].gps)
@@ -115,6 +118,13 @@ class Request:
 
     def __getitem__(self, group: type[Any]) -> Any:
         return self.groups[group]
+
+
+def _check_resolution(side: int | None, models: Sequence[str]) -> None:
+    """UsageError for a size of pictures that none of these models takes."""
+    least = _LEAST_PATCHES * min(CARDS[model_of(name)].patch for name in models)
+    if side is not None and not least <= side <= _MOST_PIXELS:
+        raise UsageError(f"resolution is {side}; expected {least} to {_MOST_PIXELS} pixels.")
 
 
 def _chosen() -> Iterator[tuple[str, type, dataclasses.Field[Any]]]:

@@ -91,11 +91,51 @@ def test_options_that_the_batch_sets_are_refused(option: str, tmp_path: Path) ->
     with pytest.raises(UsageError, match="cannot be an option of all scenes"):
         Batch([], tmp_path / "out", [option])
     assert not (tmp_path / "out").exists()
-    for wrong in (["--jobs", "0"], ["--minutes", "0"], ["--options='"]):
+    minutes = [["--minutes", wrong] for wrong in ("0", "nan", "inf", "35792")]
+    for wrong in (["--jobs", "0"], *minutes, ["--options='"]):
         assert main(["batch", str(tmp_path), "-o", str(tmp_path / "out"), *wrong]) == 2
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be the folder of the results: Not a directory"):
         Batch([], tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("--max-view 2", "Unrecognized options: --max-view, 2"),
+        ("--resolution some", "Error parsing --resolution"),
+        ("--max-views 0", "--max-views must be positive, got 0"),
+        ("--format nonsense", "unknown format 'nonsense'"),
+        ("--known poses", "--cameras, which is missing"),
+        ("--help", "cannot be an option of all scenes"),
+    ],
+)
+def test_a_wrong_option_ends_the_batch_before_the_first_scene(wrong: str, said: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "scenes" / "hall").mkdir(parents=True)
+    out = tmp_path / "out"
+    assert main(["batch", str(tmp_path / "scenes"), "-o", str(out), f"--options={wrong}"]) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err and shown.out == "" and not out.exists()
+
+
+def test_a_parser_in_a_box_is_quoted_and_options_may_change_until_a_scene_is_done(tmp_path: Path) -> None:
+    scenes, out = tmp_path / "scenes", tmp_path / "out"
+    photos(scenes / "hall")
+    (outcome,) = Batch(find_scenes(scenes, out), out, ["--max-view", "2"]).run()
+    assert (outcome.state, outcome.status) == ("failed", 2)
+    assert outcome.reason == "Unrecognized options: --max-view, 2"
+    assert states(batch(scenes, out).run()) == {"hall": "done"}
+    (out / "batch.json").write_text((out / "batch.json").read_text().replace('"done"', '"waiting"'))
+    with pytest.raises(UsageError, match="was begun with the options"):
+        Batch(find_scenes(scenes, out), out, []).run()
+
+
+def test_names_that_begin_with_a_dash_are_no_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "-x")
+    (outcome,) = batch(Path(), Path("-out")).run()
+    assert outcome.state == "done" and outcome.name == "-x", outcome.reason
+    assert json.loads((tmp_path / "-out" / "-x" / "manifest.json").read_text())["views"]
 
 
 def test_a_scene_that_takes_too_long_is_ended_and_leaves_nothing(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from PIL import Image
 
 from lean3r.errors import UsageError
 from lean3r.inputs.cameras import COLMAP_FILES
+from lean3r.inputs.views import MAX_RESOLUTION, network_size
 from lean3r.options import as_record
+from lean3r.pipeline.options import RunOptions
 from lean3r.serve.content import check_archive, stored_name, suffix_of
 from lean3r.serve.given import MODEL
 from lean3r.serve.options import ServeOptions
@@ -85,6 +87,7 @@ def test_what_is_refused_leaves_nothing(tight: Service) -> None:
         (422, "--undistort writes pictures only with", [("a.jpg", photo)], {"undistort": "1", "format": "ply"}),
         (422, "--lens radial is of a refinement", [("a.jpg", photo)], {"lens": "radial", "refine": "off"}),
         (422, "needs a place on earth", [("a.jpg", photo)], {"crs": "utm"}),
+        (422, "resolution is 99999999; expected 48 to 4096", [("a.jpg", photo)], {"resolution": "99999999"}),
         (422, "expected a whole number", [("a.jpg", photo)], {"options": '{"max_views": "some"}'}),
         (413, "more than 65,536 bytes", [("a.jpg", photo)], {"options": " " * 70_000}),
         (413, "more than 100 fields", [("a.jpg", photo)], {f"f{n}": "" for n in range(101)}),
@@ -312,6 +315,20 @@ def test_options_of_a_job_are_those_of_the_command_line() -> None:
                 {"plan": "gsa:a=/x"}):  # fmt: skip
         with pytest.raises(UsageError):
             Request.of(bad, ["nano"])
+
+
+def test_sizes_that_no_offered_network_takes_are_refused() -> None:
+    """The limits are those of network_size, whose module loads torch."""
+    for model, least in (("nano-gsa-fp8", 48), ("vggt", 42)):
+        for side in (least, MAX_RESOLUTION):
+            asked = Request.of({"resolution": side, "model": model}, ["nano", model])
+            assert asked[RunOptions].resolution == side and network_size(4, 3, side, least // 3)
+        for side in (least - 1, MAX_RESOLUTION + 1):
+            with pytest.raises(UsageError, match=f"resolution is {side}; expected {least} to {MAX_RESOLUTION} pixels"):
+                Request.of({"resolution": side, "model": model}, ["nano", model])
+            with pytest.raises(UsageError):
+                network_size(4, 3, side, least // 3)
+    assert Request.of({"resolution": 42}, ["nano", "vggt"])[RunOptions].resolution == 42, "auto may be any of them"
 
 
 def test_damaged_bodies_are_taken_or_refused_and_nothing_else(tmp_path: Path) -> None:

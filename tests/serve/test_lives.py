@@ -17,7 +17,6 @@ import pytest
 
 from lean3r.cli.main import main
 from lean3r.errors import UsageError
-from lean3r.serve.dispatch import Dispatcher
 from lean3r.serve.jobs import QueueFullError, Store
 from lean3r.serve.options import ServeOptions
 from lean3r.serve.places import Places, Room
@@ -314,69 +313,3 @@ def test_the_interface_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     options = form["properties"]["options"]["properties"]
     assert options["max_views"]["type"] == "integer" and "cameras" not in options
     assert {"/healthz", "/readyz", "/metrics", "/api/jobs/{id}/zip"} <= about["paths"].keys()
-
-
-def test_a_job_whose_end_cannot_be_noted_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk under the database: nothing seems to run for ever."""
-    monkeypatch.setattr("lean3r.serve.dispatch.PAUSE", 0.1)
-    places = Places(tmp_path / "data")
-    store = Store(places.base)
-    places.incoming("a").mkdir()
-    (places.incoming("a") / "a.jpg").touch()
-    places.accept("a")
-    store.add("a", "a", [{"stored": "a.jpg"}], {}, 1, 9)
-    full = [True, True]
-    finish, give_back = store.finish, store.give_back
-
-    def refuse(way: Callable[..., object]) -> Callable[..., object]:
-        def call(*arguments: object) -> object:
-            if full:
-                full.pop()
-                raise sqlite3.OperationalError("database or disk is full")
-            return way(*arguments)
-
-        return call
-
-    monkeypatch.setattr(store, "finish", refuse(finish))
-    monkeypatch.setattr(store, "give_back", refuse(give_back))
-    dispatcher = Dispatcher(store, places, ServeOptions(devices="cpu"), runner="serve.stub:Stub")
-    dispatcher.start()
-    try:
-        wait_for(lambda: store.get("a").state == "done")  # type: ignore[union-attr]
-        assert full == [] and store.get("a").attempt == 2  # type: ignore[union-attr]
-    finally:
-        dispatcher.stop()
-
-
-@pytest.mark.parametrize("end", ["done", "failed", "lost"])
-def test_jobs_that_are_cancelled_at_the_last_moment_are_counted(tmp_path: Path, end: str) -> None:
-    """Between two looks at the job, its worker says what became of it, or is gone."""
-    places = Places(tmp_path / "data")
-    store = Store(places.base)
-    places.incoming("a").mkdir()
-    places.accept("a")
-    store.add("a", "a", [], {}, 1, 9)
-    dispatcher = Dispatcher(store, places, ServeOptions(devices="cpu"), runner="serve.stub:Stub")
-
-    class Last:
-        """A worker that is told to end a moment too late."""
-
-        pid = exit_code = None
-        is_alive = True
-
-        def send(self, task: object) -> None:
-            store.cancel("a")
-
-        def receive(self, seconds: float) -> tuple[str, object]:
-            if end == "lost":
-                raise EOFError
-            return end, {} if end == "done" else "no"
-
-        def memory_mb(self) -> None: ...
-
-        def end(self) -> None: ...
-
-    job = store.claim()
-    assert job is not None
-    dispatcher._work(Last(), job)
-    assert dispatcher.ended == {"cancelled": 1} and [path.name for path in places.job("a").iterdir()] == []

@@ -104,9 +104,20 @@ def test_known_cameras_and_masks(real: Service, photos: list[tuple[str, bytes]],
     again = json.loads(real.client.get(f"/api/jobs/{job['id']}/files/cameras.json").content)
     poses = [[view["cam_from_world"] for view in views] for views in (json.loads(cameras)["views"], again["views"])]
     assert np.allclose(poses[0], poses[1], atol=1e-4)
-    wrong = [*(("files", file) for file in photos), ("masks", ("nobody.jpg.png", masks[0][1][1]))]
-    refused = real.until(real.client.post("/api/jobs", files=wrong, data=form | {"options": "{}"}).json()["id"])
-    assert refused["state"] == "failed" and "fits a picture" in refused["reason"]
+    name, mask = masks[0][1]
+    Image.new("L", (50, 50), 255).save(tmp_path / "square.png")
+    for role, file, content, said in (
+        ("masks", "nobody.jpg.png", mask, "fits a picture"),
+        ("masks", name, (tmp_path / "square.png").read_bytes(), "aspect ratios must agree"),
+        ("masks", name, mask[:60], "cannot be read"),
+        ("cameras", "a.json", cameras.replace(b"img_", b"other_"), "matches a picture by file name"),
+        ("cameras", "a.json", b'{"a": 1}', "has none of `views`"),
+        ("cameras", "a.json", b'{"views": [', "cannot be read as JSON"),
+    ):
+        wrong = [*(("files", file) for file in photos), (role, (file, content))]
+        form = {"options": json.dumps(SMALL)}
+        ended = real.until(real.client.post("/api/jobs", files=wrong, data=form).json()["id"])
+        assert ended["state"] == "failed" and said in ended["reason"], (said, ended["reason"])
 
 
 def test_a_zip_a_black_picture_and_nothing_usable(real: Service, photos: list[tuple[str, bytes]]) -> None:
