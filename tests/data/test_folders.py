@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 from data import tiny
+from data.tiny import colmap
 from PIL import Image
 
 from lean3r.data import DATASETS
+from lean3r.data.sets.blendedmvs import BlendedMVS
 from lean3r.data.sets.colmap import ColmapFolder
 from lean3r.data.sets.roots import kind_of
 from lean3r.data.sets.scenes import FolderSet, SceneSet
 from lean3r.data.sets.shards import Shards, pack
-from lean3r.errors import InputError
+from lean3r.errors import InputError, UsageError
 from lean3r.train.config import Stage
 from lean3r.train.losses.distillation import good_surfaces
 from lean3r.train.recipes.sources import Data, Source
@@ -169,6 +173,67 @@ def test_shards_hold_scenes_of_one_kind_and_are_read_by_webdataset(tmp_path: Pat
     assert "is missing" in Shards.problems(out)[0] and len(Shards(out)) == 2
 
 
+def packed(scenes: SceneSet, out: Path, **options: Any) -> Shards:
+    pytest.importorskip("webdataset")
+    out.mkdir()
+    pack(scenes, out, **options)
+    return Shards(out)
+
+
+def test_smaller_copies_of_sparse_maps_keep_their_points_whatever_stands_for_unknown(tmp_path: Path) -> None:
+    colmap.write(tmp_path / "set", tiny.scenes()[:1])
+    known = {}
+    for unknown in (0.0, np.nan, np.inf, -1.0):
+        folder = tmp_path / "set" / "scene_0" / f"maps{unknown}"
+        folder.mkdir()
+        for v, depth in enumerate(tiny.scenes()[0].depth):
+            is_known = (np.random.default_rng(v).random(depth.shape) < 0.02) & (depth > 0)
+            np.save(folder / f"{v:03}.npy", np.where(is_known, depth, unknown))
+        shards = packed(ColmapFolder(tmp_path / "set", depth=folder.name), tmp_path / folder.name, max_side=32)
+        known[unknown] = [shards.view(0, v).depth for v in range(6)]
+    assert sum(int((depth > 0).sum()) for depth in known[0.0]) > 6 * 40
+    for depths in known.values():
+        np.testing.assert_array_equal(depths, known[0.0])
+
+
+@pytest.mark.parametrize(("scene_views", "runs"), [(6, [6]), (5, [6]), (4, [4, 2]), (3, [3, 3]), (2, [2, 2, 2])])
+def test_no_view_is_lost_between_the_parts_of_a_scene(scene_views: int, runs: list[int], tmp_path: Path) -> None:
+    tiny.write("blendedmvs", tmp_path / "set", count=1)
+    scenes = BlendedMVS(tmp_path / "set")
+    shards = packed(scenes, tmp_path / "shards", scene_views=scene_views)
+    assert views_of(shards) == runs
+    names = [f"{scenes.ids[0]}/{run}" for run in range(len(runs))] if len(runs) > 1 else scenes.ids
+    assert [shards.scene_id(i) for i in range(len(shards))] == names
+    poses = [shards.camera(i, v).cam_from_world for i in range(len(shards)) for v in range(runs[i])]
+    np.testing.assert_allclose(poses, [scenes.camera(0, v).cam_from_world for v in range(6)], atol=1e-9)
+
+
+def test_views_that_have_no_other_beside_them_are_listed_and_parts_of_one_refused(tmp_path: Path) -> None:
+    tiny.write("blendedmvs", tmp_path / "set", count=1)
+    scenes, out = BlendedMVS(tmp_path / "set"), tmp_path / "shards"
+    scenes._frames_of(0)[2].image.write_bytes(b"no picture")
+    shards = packed(scenes, out, scene_views=2)
+    assert [row["views"] for row in shards.rows] == [2, 2]
+    unreadable, alone = json.loads((out / "index.json").read_text())["skipped"]
+    assert "view 2 (" in unreadable and "damaged" in unreadable
+    assert "view 3 (none of views 2 to 3 beside it can be read; a sample takes two)" in alone
+    for views in (1, 0, -3):
+        with pytest.raises(UsageError, match=rf"got scene_views {views}; expected at least 2: .*two views"):
+            pack(scenes, out, scene_views=views)
+    with pytest.raises(UsageError, match="got max_side 0"):
+        pack(scenes, out, max_side=0)
+
+
+def test_packing_shards_again_keeps_name_licence_and_source(tmp_path: Path) -> None:
+    tiny.write("blendedmvs", tmp_path / "set")
+    first = packed(BlendedMVS(tmp_path / "set"), tmp_path / "first")
+    again = packed(first, tmp_path / "again", scene_views=3)
+    for shards in (first, again):
+        assert (shards.label, shards.licence, shards.source) == ("blendedmvs", BlendedMVS.licence, BlendedMVS.source)
+        batch = Data((Source("shards", str(shards.root)),)).batch(1, 0, Stage(1, 28, 28, (2,), 2), 0, 1)
+        assert batch.ids[0].startswith("blendedmvs/") and good_surfaces(batch).all(), "losses know sets by name"
+
+
 @pytest.mark.parametrize("name", ["dl3dv", "scannetpp", "wildrgbd"])
 def test_pictures_and_maps_that_are_held_otherwise_than_their_cameras_are_refused(name: str, tmp_path: Path) -> None:
     tiny.write(name, tmp_path)
@@ -179,11 +244,3 @@ def test_pictures_and_maps_that_are_held_otherwise_than_their_cameras_are_refuse
             picture.transpose(Image.Transpose.ROTATE_90).save(path)
     with pytest.raises(InputError, match=rf"{turned[0].name} has 48 x 64 pixels.*; expected"):
         open_set(name, tmp_path).view(0, 0)
-
-
-def test_samples_of_shards_are_named_after_the_packed_set(tmp_path: Path) -> None:
-    pytest.importorskip("webdataset")
-    tiny.write("shards", tmp_path)
-    batch = Data((Source("shards", str(tmp_path)),)).batch(1, 0, Stage(1, 28, 28, (2,), 2), 0, 1)
-    assert batch.ids[0].startswith("blendedmvs/"), "losses know sets by name"
-    assert good_surfaces(batch).all()

@@ -139,6 +139,35 @@ def test_scannet_frames_move_as_the_published_pairs_do(formats: Path, tmp_path: 
         assert view.intrinsics[1, 2] == pytest.approx((k[1, 2] + 0.5) * 480 / 968)
 
 
+@pytest.mark.parametrize("are_scaled", [False, True])
+@pytest.mark.parametrize(
+    "size", [(1296, 968), (1280, 956), (1024, 768), (960, 720), (864, 648), (640, 480), (320, 240)], ids=str
+)
+def test_scannet_pictures_of_any_size_have_the_intrinsics_of_their_sensor(
+    size: tuple[int, int], are_scaled: bool, tmp_path: Path
+) -> None:
+    """The published intrinsics of scene0000_00 are for 1296 x 968; others export them for the size of the pictures."""
+    folder, (width, height) = tmp_path / "scene0000_00", size
+    scale = np.diag([width / 1296, height / 968, 1, 1]) if are_scaled else np.eye(4)
+    color = np.eye(4)
+    color[:2, :3] = [[1169.621094, 0, 646.295044], [0, 1167.105103, 489.927032]]
+    depth = np.eye(4)
+    depth[:2, :3] = [[577.590698, 0, 318.905426], [0, 578.729797, 242.683609]]
+    for name in ("pose", "intrinsic"):
+        (folder / name).mkdir(parents=True)
+    (folder / "intrinsic" / "intrinsic_color.txt").write_text(numbers(scale @ color))
+    (folder / "intrinsic" / "intrinsic_depth.txt").write_text(numbers(depth))
+    (folder / "pose" / "0.txt").write_text(numbers(np.eye(4)))
+    save_jpeg(folder / "color" / "0.jpg", np.zeros((height, width, 3), np.uint8))
+    save_png(folder / "depth" / "0.png", np.full((480, 640), 2000, np.uint16))
+    view = ScanNet(tmp_path).view(0, 0)
+    k = view.intrinsics / [[width / 1296], [height / 968], [1]]
+    np.testing.assert_allclose(k[[0, 1], [0, 1]], (1169.621094, 1167.105103), rtol=1e-6)
+    # Centres of pixels are half a pixel of the larger or of the smaller picture from their corners.
+    np.testing.assert_allclose(k[:2, 2], (646.795044, 490.427032), atol=1.6)
+    assert (view.depth > 0).mean() > 0.95
+
+
 def link(target: Path, *paths: Path) -> None:
     """The same file at several paths; folders are made."""
     for path in paths:

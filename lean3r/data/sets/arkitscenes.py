@@ -74,17 +74,27 @@ class ArkitScenes(FolderSet[TabletFrame]):
 
     @classmethod
     def incomplete(cls, place: Path) -> list[str]:
-        """A sentence if fewer than two pictures have depth."""
-        pictures, depth = ({path.name for path in (place / part).glob("[!.]*.png")} for part in cls.parts[:2])
-        both = len(pictures & depth)
-        return [f"{place} has {both} pictures with depth; a scene needs two"] if both < 2 else []
+        """Sentences if fewer than two pictures have depth, and for times with a pose but not all three files."""
+        pictures, depth = ({path.stem for path in (place / part).glob("[!.]*.png")} for part in cls.parts[:2])
+        if len(pictures & depth) < 2:
+            return [f"{place} has {len(pictures & depth)} pictures with depth; a scene needs two"]
+        lenses = _lenses(place)
+        try:
+            times, _ = _trajectory(place / "lowres_wide.traj")
+            lacking = (pictures ^ depth) | {name for name in pictures if _lens_of(name, lenses) is None}
+            # Frames without a pose, most of a raw video, are not used whether or not they are complete.
+            lost = sorted(name for name in lacking if np.abs(times - _time(name)).min() <= POSE_TOLERANCE_S)
+        except InputError as error:
+            return [str(error)]
+        what = f"frames of {place} have a pose, but lack their picture, depth or intrinsics"
+        return [f"{len(lost)} {what}, e.g. {lost[0]}"] if lost else []
 
     def frames(self, scene: str) -> Sequence[TabletFrame]:
         """The frames with picture, depth, intrinsics and a pose, in time order."""
         folder = self.root / scene
         times, poses = _trajectory(folder / "lowres_wide.traj")
         quarters = _quarters_up(poses) if self.upright else 0
-        lenses = {path.stem: path for path in (folder / "lowres_wide_intrinsics").glob("[!.]*.pincam")}
+        lenses = _lenses(folder)
         depths = {path.name: path for path in (folder / "lowres_depth").glob("[!.]*.png")}
         frames = []
         for picture in sorted((folder / "lowres_wide").glob("[!.]*.png"), key=lambda path: _time(path.stem)):
@@ -129,10 +139,15 @@ def _time(stem: str) -> float:
         raise InputError(f"{stem} is not a file name of ARKitScenes; expected <video>_<seconds>") from error
 
 
+def _lenses(folder: Path) -> dict[str, Path]:
+    """{name: file of intrinsics} of a video."""
+    return {path.stem: path for path in (folder / "lowres_wide_intrinsics").glob("[!.]*.pincam")}
+
+
 def _lens_of(stem: str, lenses: dict[str, Path]) -> Path | None:
     """The file of intrinsics of a picture; the time in its name may differ by a millisecond."""
-    video, time = stem.rsplit("_", 1)
-    names = [stem, *(f"{video}_{float(time) + off:.3f}" for off in (-0.001, 0.001))]
+    video, time = stem.rpartition("_")[0], _time(stem)
+    names = [stem, *(f"{video}_{time + off:.3f}" for off in (-0.001, 0.001))]
     return next((lenses[name] for name in names if name in lenses), None)
 
 

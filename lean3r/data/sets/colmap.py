@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from lean3r.data.sets.formats.files import inside, read_depth_png, read_npy
 from lean3r.data.sets.formats.lens import LensFrame, LensSet, pinhole_of
 from lean3r.data.sets.scenes import Camera, RawView, folders
-from lean3r.errors import InputError
+from lean3r.errors import InputError, UsageError
 from lean3r.inputs.cameras import COLMAP_FOLDERS, open_colmap
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ class ColmapFolder(LensSet[TrackedFrame]):
         is_metric: bool = False,
         scenes: Sequence[str] | None = None,
     ) -> None:
+        if not 0 < units_per_metre < math.inf:
+            raise UsageError(
+                f"units_per_metre is {units_per_metre}; expected a finite number above 0: 1000 for maps in thousandths "
+                "of the model's unit"
+            )
         self.depth, self.units_per_metre, self.is_metric = depth, units_per_metre, is_metric
         super().__init__(root, scenes)
 
@@ -103,6 +109,11 @@ class ColmapFolder(LensSet[TrackedFrame]):
                 frames.append(TrackedFrame(files[image.name], plain, depth, lens=lens, xyz=xyz, points=seen))
         if not frames:
             raise InputError(f"no posed picture of {model_folder} is in {folder}; expected {self.layout}")
+        if self.depth is not None and not any(frame.depth is not None and frame.depth.is_file() for frame in frames):
+            raise InputError(
+                f"no picture of {folder} has a depth map in {folder / self.depth}; expected NAME.npy or NAME.png there "
+                f"for each picture, e.g. {frames[0].depth}"
+            )
         return frames
 
     def view(self, scene: int, view: int) -> RawView:
@@ -131,13 +142,11 @@ class ColmapFolder(LensSet[TrackedFrame]):
         return seen @ seen.T
 
     def _map_of(self, folder: Path, name: str) -> Path | None:
+        """The depth map of a picture, there or not: a view without its map is left out, not the whole scene."""
         if self.depth is None:
             return None
-        base = folder / self.depth / name
-        path = next((p for p in (base.with_suffix(".npy"), base.with_suffix(".png")) if p.is_file()), None)
-        if path is None:
-            raise InputError(f"{base.with_suffix('.npy')} and .png are missing; expected one of them for each picture")
-        return path
+        npy, png = ((folder / self.depth / name).with_suffix(suffix) for suffix in (".npy", ".png"))
+        return png if png.is_file() and not npy.is_file() else npy
 
 
 def sparse_depth(xyz: np.ndarray, intrinsics: np.ndarray, pose: np.ndarray, height: int, width: int) -> np.ndarray:

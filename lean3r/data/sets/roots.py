@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
+from types import UnionType
+from typing import get_args
 
 import numpy as np
 
@@ -26,11 +30,55 @@ def sets() -> dict[str, type[SceneSet]]:
 
 
 def open_set(name: str, root: Path, options: Mapping[str, Setting]) -> SceneSet:
-    """Open the data set `name` with its options; UsageError for an unknown option, InputError if it has no scene."""
+    """Open the data set `name` with its options, whose values may be texts.
+
+    UsageError for an option that the set does not have, or a value of another type; InputError if it has no scene.
+    """
+    kind = DATASETS.get(name)
+    types = _option_types(kind)
+    unknown = sorted(options.keys() - types.keys())
+    if unknown:
+        raise UsageError(
+            f"{name} has no option {unknown[0]}; expected {' or '.join(types) or 'none: it has no options'}"
+        )
+    return kind(root, **{key: _converted(name, key, value, types[key]) for key, value in options.items()})
+
+
+def _option_types(kind: type[SceneSet]) -> dict[str, type]:
+    """The types of a set's options: those parameters of its constructor, but the root, that a text can state."""
+    hints = {key: parameter.annotation for key, parameter in signature(kind, eval_str=True).parameters.items()}
+    kinds = {key: get_args(hint) if isinstance(hint, UnionType) else (hint,) for key, hint in hints.items()}
+    stated = {key: [kind for kind in own if kind in _KINDS] for key, own in kinds.items() if key != "root"}
+    return {key: own[0] for key, own in stated.items() if own}
+
+
+def _converted(name: str, key: str, value: Setting, kind: type) -> Setting:
+    """The value of an option as the type that its set expects; UsageError if it is none."""
+    read, expected = _KINDS[kind]
     try:
-        return DATASETS.get(name)(root, **options)
-    except TypeError as error:
-        raise UsageError(f"{name}: {error}") from error
+        return read(str(value))
+    except ValueError as error:
+        raise UsageError(f"the option {key} of {name} is '{value}'; expected {expected}") from error
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(text)
+    return float(text)
+
+
+_KINDS: dict[type, tuple[Callable[[str], Setting], str]] = {
+    bool: (_truth, "true or false"),
+    int: (int, "a whole number"),
+    float: (_finite, "a finite number"),
+    str: (str, "a text"),
+}
 
 
 def recognise(root: Path) -> list[str]:
@@ -126,8 +174,8 @@ class Report:
 
 
 def report(root: Path, name: str | None = None, options: Mapping[str, Setting] | None = None) -> Report:
-    """Check a root: its layout, the cameras of its first scenes, and a few whole views. Raises the errors of `kind_of`,
-    and UsageError for options that the set does not have."""
+    """Check a root: its layout, the files and cameras of its first scenes, and a few whole views. Raises the errors of
+    `kind_of`, and UsageError for options that the set does not have."""
     name = kind_of(root, name)
     kind = sets()[name]
     problems = kind.problems(root)
@@ -140,7 +188,7 @@ def report(root: Path, name: str | None = None, options: Mapping[str, Setting] |
         try:
             count = opened.scene(i).views
             views, single = views + count, single + (count < 2)
-            problems += _bad_cameras(opened, i, count)
+            problems += opened.gaps(i) + _bad_cameras(opened, i, count)
         except InputError as error:
             unusable += 1
             problems.append(str(error))
@@ -183,23 +231,12 @@ def _read_some(scenes: SceneSet) -> tuple[int, list[str]]:
     return unknown, [p for p in problems if "the pose of" not in p and "the intrinsics of" not in p]
 
 
-def options_of(texts: list[str]) -> dict[str, Setting]:
-    """Options from texts KEY=VALUE; numbers, true and false are converted. UsageError for another form."""
-    options: dict[str, Setting] = {}
+def options_of(texts: list[str]) -> dict[str, str]:
+    """Options from texts KEY=VALUE, whose values `open_set` converts. UsageError for another form."""
+    options = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise UsageError(f"cannot read the data set option '{text}'; expected KEY=VALUE")
-        options[key] = _value(value)
+        options[key] = value
     return options
-
-
-def _value(text: str) -> Setting:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

@@ -127,7 +127,8 @@ def sample_depth(depth: np.ndarray, own: np.ndarray, other: np.ndarray, height: 
 
 def _intended_size(color: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
     """(width, height) that the intrinsics are for: the picture's, or the sensor's if the picture was scaled down."""
-    return SENSOR if 2 * color[0, 2] / size[0] > 1.5 else size
+    # The files do not say which, but the principal point is near the middle of the size that is meant.
+    return min(size, SENSOR, key=lambda meant: abs(2 * color[0, 2] / meant[0] - 1))
 
 
 def _numbers(walk: Path) -> tuple[set[int], set[int], set[int]]:

@@ -95,6 +95,11 @@ class ScanNet1500(ScanNet):
                 problems.append(f"{_lens(walk)} is missing, so the maps of its walk are not read")
         return problems
 
+    @classmethod
+    def incomplete(cls, place: Path) -> list[str]:
+        """Nothing: a pair has no folder of its own, and `problems` looks for the files of all pairs."""
+        return []
+
     def frames(self, scene: str) -> Sequence[SensorFrame]:
         """The two views of a pair."""
         pair, frames = self.pairs[scene], []

@@ -74,7 +74,7 @@ class SceneSet(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     licence: str
-    source: ClassVar[str]
+    source: str
     layout: ClassVar[str]
     is_metric: bool = False
     has_depth: bool = True
@@ -308,10 +308,12 @@ class FolderSet(SceneSet, Generic[F]):
 
 def _complete(frames: Sequence[F]) -> list[F]:
     """The frames whose files are there; InputError if that is none of them."""
-    there = present(path for frame in frames for path in (frame.image, frame.depth) if path is not None)
+    wanted = [path for frame in frames for path in (frame.image, frame.depth) if path is not None]
+    there = present(wanted)
     found = [frame for frame in frames if frame.image in there and (frame.depth is None or frame.depth in there)]
     if not found:
-        raise InputError(f"none of {len(frames)} views has its files: {first_few([frame.image for frame in frames])}")
+        absent = [path for path in wanted if path not in there]
+        raise InputError(f"none of {len(frames)} views has its files; missing: {first_few(absent)}")
     return found
 
 

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -61,7 +62,7 @@ class SceneRow(TypedDict):
 
 
 class Index(TypedDict):
-    """index.json: the original set, sizes of the shards in bytes, views that could not be read, and samples."""
+    """index.json: the original set, sizes of the shards in bytes, views that were left out, and samples."""
 
     format: str
     set: str
@@ -76,8 +77,8 @@ class Index(TypedDict):
 
 
 class Shards(SceneSet):
-    """Scenes of a folder written by `lean3r data pack`. is_metric, is_ordered, has_depth and licence are those of the
-    original set; normals are not stored."""
+    """Scenes of a folder written by `lean3r data pack`. is_metric, is_ordered, has_depth, licence and source are those
+    of the original set, and so is `label`; normals are not stored."""
 
     name = "shards"
     title = "packed shards"
@@ -89,7 +90,7 @@ class Shards(SceneSet):
         self.root = Path(root)
         index = _index(self.root)
         with naming(self.root / INDEX):
-            self.packed, self.licence = index["set"], index["licence"]
+            self.packed, self.licence, self.source = index["set"], index["licence"], index["source"]
             self.is_metric, self.is_ordered = index["is_metric"], index["is_ordered"]
             self.has_depth = index["has_depth"]
             rows = [(inside(self.root, row["shard"]), row) for row in index["scenes"] if _is_row(row)]
@@ -214,23 +215,26 @@ def pack(
 ) -> Index:
     """Write a set as shards of about `shard_mb` MB and an index, which is returned.
 
-    max_side: longer sides of pictures are scaled down to it; scene_views: longer scenes are split into runs. Views that
-    cannot be read are skipped and listed under "skipped". MissingExtraError without webdataset; UsageError for sizes
-    below 1; InputError if no view can be read.
+    max_side: longer sides of pictures are scaled down to it; scene_views: longer scenes are split into runs of so many
+    views, see `_runs`. Views that are left out are listed under "skipped", with the reason. MissingExtraError without
+    webdataset; UsageError for sizes below 1 or runs of one view; InputError if no view can be read.
     """
     try:
         from webdataset.writer import TarWriter
     except ImportError as error:
         raise MissingExtraError.of("packing shards", "train") from error
-    if min(max_side or 1, shard_mb, scene_views) < 1:
+    if min(1 if max_side is None else max_side, shard_mb) < 1:
+        raise UsageError(f"got max_side {max_side}, shard_mb {shard_mb}; expected at least 1 for both")
+    if scene_views < 2:
         raise UsageError(
-            f"got max_side {max_side}, shard_mb {shard_mb}, scene_views {scene_views}; expected at least 1 for each"
+            f"got scene_views {scene_views}; expected at least 2: long scenes are split into parts of so many views, "
+            "and a sample takes at least two views of one part"
         )
     if not scenes.has_poses:
         raise UsageError(f"{scenes.title} has no poses: it is for scoring depth, and cannot be packed for training")
     index = Index(
         format=FORMAT,
-        set=scenes.name,
+        set=scenes.label,
         licence=scenes.licence,
         source=scenes.source,
         is_metric=scenes.is_metric,
@@ -280,21 +284,24 @@ def _samples(
     except InputError as error:
         skipped.append(f"scene {number} ({error})")
         return
-    for run, start in enumerate(range(0, info.views, scene_views)):
+    runs = _runs(info.views, scene_views)
+    for run, members in enumerate(runs):
         views, numbers = [], []
-        for v in range(start, min(start + scene_views, info.views)):
+        for v in members:
             try:
-                views.append(_shrink(scenes.view(number, v), max_side))
+                views.append(_shrink(_with_known_depth(scenes.view(number, v)), max_side))
                 numbers.append(v)
             except InputError as error:
                 skipped.append(f"{info.id}, view {v} ({error})")
         if len(views) < min(2, info.views):
+            alone = f"none of views {members.start} to {members.stop - 1} beside it can be read; a sample takes two"
+            skipped += [f"{info.id}, view {v} ({alone})" for v in numbers]
             continue
         sample: dict[str, str | bytes] = {"__key__": f"{number:06}-{run:04}"}
         cameras = []
         for i, view in enumerate(views):
             sample[f"{i:04}.jpg"] = _jpeg(view.image)
-            depth, near, far = _encode(zero_unknown(view.depth)[0])
+            depth, near, far = _encode(view.depth)
             if far:
                 sample[f"{i:04}.depth.png"] = depth
             k, pose = view.intrinsics.tolist(), view.cam_from_world.tolist()
@@ -305,9 +312,23 @@ def _samples(
             buffer = io.BytesIO()
             np.save(buffer, score[np.ix_(numbers, numbers)].astype(np.float32))
             sample["covisibility.npy"] = buffer.getvalue()
-        name = info.id if info.views <= scene_views else f"{info.id}/{run}"
+        name = info.id if len(runs) == 1 else f"{info.id}/{run}"
         height, width = views[0].depth.shape
         yield sample, SceneRow(id=name, views=len(views), width=width, height=height, shard="", members={})
+
+
+def _runs(views: int, length: int) -> list[range]:
+    """Runs of `length` of the views of a scene; the last may be shorter, but has not a single one: that is added to the
+    run before it."""
+    starts = list(range(0, views, length))
+    if len(starts) > 1 and views - starts[-1] == 1:
+        starts.pop()
+    return [range(start, end) for start, end in pairwise([*starts, views])]
+
+
+def _with_known_depth(view: RawView) -> RawView:
+    """The view with 0 for unknown depth, which is how scaling knows a sparse map."""
+    return replace(view, depth=zero_unknown(view.depth)[0])
 
 
 def _shrink(view: RawView, max_side: int | None) -> RawView:

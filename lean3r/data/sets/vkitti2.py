@@ -47,7 +47,7 @@ class VirtualKitti2(FolderSet[Frame]):
 
     @classmethod
     def problems(cls, root: Path) -> list[str]:
-        """Sentences for missing parts of the archives, and for pictures without depth."""
+        """Sentences for missing parts of the archives, for pictures without depth, and depth without pictures."""
         drives = _drives(root)
         if not drives:
             return [f"{root} has no Virtual KITTI 2 drive"]
@@ -125,10 +125,15 @@ def _missing(root: Path, scene: str) -> list[str]:
 def _incomplete(root: Path, scene: str) -> list[str]:
     rgb, depth, _, _ = _parts(root, scene)
     pictures = {path.stem.removeprefix("rgb_") for path in rgb.glob("rgb_*.jpg")}
-    without = sorted(pictures - {path.stem.removeprefix("depth_") for path in depth.glob("depth_*.png")})
+    maps = {path.stem.removeprefix("depth_") for path in depth.glob("depth_*.png")}
     if len(pictures) < 2:
         return [f"{rgb} has {len(pictures)} pictures; a scene needs two"]
-    return [f"{len(without)} of {len(pictures)} maps of {depth} are missing, e.g. {without[0]}"] if without else []
+    numbers = pictures | maps
+    return [
+        f"{len(numbers - own)} of {len(numbers)} {what} of {folder} are missing, e.g. {min(numbers - own)}"
+        for what, folder, own in (("pictures", rgb, pictures), ("maps", depth, maps))
+        if numbers - own
+    ]
 
 
 def _rows(path: Path, camera: int, count: int) -> dict[int, np.ndarray]:
