@@ -150,6 +150,17 @@ def without_reports() -> Iterator[None]:
                 del os.environ[_REPORTS]
 
 
+def let_others_run() -> None:
+    """Have threads of torch, which wait for each other thousands of times a second, soon sleep instead of keeping a
+    processor: beside busy programs, the one that they wait for then does not get to run. Only before torch is loaded.
+
+    With two threads on two processors 8 photos take the same time alone, and beside two busy processes 3.7 s instead of
+    5.4 (two AMD EPYC cores, torch 2.13).
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "10000"
+
+
 def let_cpu_help_mps() -> None:
     """On macOS, let torch run operators that mps lacks on the CPU. Call this before torch is first imported."""
     if sys.platform == "darwin":

@@ -12,7 +12,7 @@ import pytest
 from refine import scenes
 
 from lean3r import processes
-from lean3r.processes import memory_bytes
+from lean3r.processes import let_others_run, memory_bytes
 
 NAMES = (
     "numpy",
@@ -195,3 +195,13 @@ def test_the_memory_of_a_container_counts(tmp_path: Path) -> None:
     assert memory_bytes(tmp_path) == 1 << 28
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("1048576\n")  # of a container, which sees itself as the root
     assert memory_bytes(tmp_path) == 1 << 20
+
+
+@pytest.mark.parametrize("stated", [None, "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_waiting_threads_sleep_soon_unless_the_user_says_how_they_wait(
+    monkeypatch: pytest.MonkeyPatch, stated: str | None
+) -> None:
+    environment = {stated: "7"} if stated else {}
+    monkeypatch.setattr(os, "environ", environment)
+    let_others_run()
+    assert environment == ({stated: "7"} if stated else {"GOMP_SPINCOUNT": "10000"})

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from lean3r import __version__
 from lean3r.cli import COMMANDS, Command
 from lean3r.errors import InputError, LeanError, OutOfMemoryError, UsageError
-from lean3r.processes import let_cpu_help_mps
+from lean3r.processes import let_cpu_help_mps, let_others_run
 
 _INTERRUPTED, _TERMINATED = 130, 143
 _DESCRIPTION = "Photos or a video in; cameras, depth and a point cloud out. `lean3r --version` prints the version."
@@ -32,6 +32,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ERO
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: that of the process) and return its exit code; this never raises."""
     let_cpu_help_mps()
+    let_others_run()
     _let_all_names_out()
     try:
         code = run(list(sys.argv[1:] if argv is None else argv))
