@@ -24,6 +24,7 @@ from lean3r.pipeline.refining import INTERRUPTED
 from lean3r.types import Reconstruction, Views
 
 FINER = 1.27  # times the side of nano's pictures: AUC@30 of the photo scenes 44; 40 to 43 with 1.14 to 1.6, 39 without
+FINER_VIEWS = 16  # of more the second start takes as long as everything else
 
 
 def confirmed(scene: Reconstruction) -> bool:
@@ -70,8 +71,8 @@ def adjust_scene(
 
 def _in_finer_pictures(scene: Reconstruction, model: Backbone, pictures: Pictures) -> Reconstruction | None:
     """What the network says of the scene's pictures at FINER times the side, in the pixels of the scene; None if they
-    are not at hand any more, or too large."""
-    if not pictures.are_at_hand:
+    are many, not at hand any more, or too large."""
+    if len(scene.names) > FINER_VIEWS or not pictures.are_at_hand:
         return None
     size_of = partial(network_size, resolution=round(FINER * model.resolution), patch=model.patch)
     again = [*pictures.whole(scene.names, size_of)]

@@ -12,6 +12,7 @@ from lean3r.export.texture import SIDE
 from lean3r.export.tracks import LONGEST, PREDICTED, REFINED
 from lean3r.export.unwrap import TRIANGLES
 from lean3r.geometry.content import LEAST_STRUCTURE, STEP
+from lean3r.geometry.earth import NADIR
 from lean3r.geometry.evidence import ALONE, BADLY, BORDER, CLOSE, WELL
 from lean3r.geometry.normals import WINDOW
 from lean3r.geometry.terrain import PIXELS
@@ -175,6 +176,7 @@ SURVEY = Page(
         ),
         ("cameras rolled by {:.0f} degrees", lambda: [result("survey")["synthetic"]["roll_deg"]]),
         ("A cell is {} pixels of the depth maps wide", lambda: [PIXELS]),
+        ("that looks down to within {:.0f} degrees", lambda: [math.degrees(math.acos(NADIR))]),
     ],
     {"`1305031102.175304.png`": "a name"},
 )
