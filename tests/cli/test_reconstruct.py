@@ -23,7 +23,7 @@ import torch
 from lean3r.cli.console import Console, group_skips
 from lean3r.cli.main import main
 from lean3r.errors import MissingExtraError
-from lean3r.pipeline import reconstruct as pipeline
+from lean3r.pipeline import predicted
 
 QUICK = ["--resolution", "96", "-f", "npz,cameras", "--refine", "off"]
 
@@ -212,7 +212,7 @@ def test_every_exit_has_its_code_and_loses_nothing(
 
 
 def test_verbose_shows_the_traceback_of_a_bug(run, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(pipeline, "predict", lambda *_: 1 / 0)
+    monkeypatch.setattr(predicted, "predict", lambda *_: 1 / 0)
     assert run(*QUICK, "-v") == 1
     assert "Traceback" in capsys.readouterr().err
 
@@ -224,8 +224,8 @@ def test_nan_from_the_network_is_an_error_that_names_it(run, capsys, monkeypatch
         depth[0, 2, 5, 5] = float("nan")
         return replace(found, depth=depth)
 
-    predict = pipeline.predict
-    monkeypatch.setattr(pipeline, "predict", broken)
+    predict = predicted.predict
+    monkeypatch.setattr(predicted, "predict", broken)
     assert run(*QUICK) == 1
     err = capsys.readouterr().err
     assert "NaN" in err and "depth of view 3 (img_3.jpg)" in err and "bug of lean3r" not in err
@@ -271,8 +271,8 @@ def test_library_warnings_are_single_lines_and_the_logger_is_left_as_it_was(run,
         warnings.warn("something odd", stacklevel=1)
         return predict(*arguments)
 
-    predict = pipeline.predict
-    monkeypatch.setattr(pipeline, "predict", talkative)
+    predict = predicted.predict
+    monkeypatch.setattr(predicted, "predict", talkative)
     assert run(*QUICK) == 0
     assert "\nwarning: something odd\n" in capsys.readouterr().err
     logger = logging.getLogger("lean3r")
