@@ -37,7 +37,7 @@ def read_positions(path: str | Path, names: Sequence[str], *, warn: bool = True)
     found: dict[str, Place] = {}
     lines: dict[str, int] = {}
     strangers: list[str] = []
-    ends = _endings(names)
+    ends, whole = _endings(names), frozenset(names)
     for line, row in rows:
         where = f"line {line} of {path}"
         if len(row) < len(header):
@@ -46,7 +46,7 @@ def read_positions(path: str | Path, names: Sequence[str], *, warn: bool = True)
         place = _place({key: row[column].strip() for key, column in at.items()}, where)
         given_path = PurePosixPath(given.replace("\\", "/"))
         within = ("/".join(given_path.parts[start:]) for start in range(1, len(given_path.parts)))
-        fitting = ends.get(given_path.as_posix()) or next(([name] for name in within if name in names), [])
+        fitting = ends.get(given_path.as_posix()) or next(([name] for name in within if name in whole), [])
         if len(fitting) > 1:
             raise InputError(f"{where}: {given!r} may mean {fitting[0]} or {fitting[1]}; write more of the path.")
         if not fitting:

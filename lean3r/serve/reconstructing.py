@@ -78,6 +78,7 @@ class Reconstructions:
             one_lens=export.shared_camera,
             keep_frames=export.keeps_frames(uses),
             check=partial(check_cameras, formats, export),
+            check_map=export.check_map,
         )
         name = ""
 

@@ -33,6 +33,16 @@ class Last:
     def end(self) -> None: ...
 
 
+def with_a_job(tmp_path: Path) -> tuple[Places, Store, Dispatcher]:
+    """Job "a" waits; nothing runs it yet."""
+    places = Places(tmp_path / "data")
+    store = Store(places.base)
+    places.incoming("a").mkdir()
+    places.accept("a")
+    store.add("a", "a", [], {}, 1, 9)
+    return places, store, Dispatcher(store, places, ServeOptions(devices="cpu"), runner="serve.stub:Stub")
+
+
 def test_a_job_whose_end_cannot_be_noted_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk under the database: nothing seems to run for ever."""
     monkeypatch.setattr("lean3r.serve.dispatch.PAUSE", 0.1)
@@ -69,12 +79,7 @@ def test_a_job_whose_end_cannot_be_noted_is_given_back(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("when", ["within the job", "at the summary", "at the end", "at the start"])
 def test_a_disk_that_a_job_fills_costs_one_attempt(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as what the job has written is there, nothing can be noted."""
-    places = Places(tmp_path / "data")
-    store = Store(places.base)
-    places.incoming("a").mkdir()
-    places.accept("a")
-    store.add("a", "a", [], {}, 1, 9)
-    dispatcher = Dispatcher(store, places, ServeOptions(devices="cpu"), runner="serve.stub:Stub")
+    places, store, dispatcher = with_a_job(tmp_path)
     job = store.claim()
     assert job is not None
     attempt, full = places.attempt(job), OSError(28, "No space left on device")
@@ -117,12 +122,7 @@ def test_a_disk_that_a_job_fills_costs_one_attempt(when: str, tmp_path: Path, mo
 @pytest.mark.parametrize("end", ["done", "failed", "lost"])
 def test_jobs_that_are_cancelled_at_the_last_moment_are_counted(tmp_path: Path, end: str) -> None:
     """Between two looks at the job, its worker says what became of it, or is gone."""
-    places = Places(tmp_path / "data")
-    store = Store(places.base)
-    places.incoming("a").mkdir()
-    places.accept("a")
-    store.add("a", "a", [], {}, 1, 9)
-    dispatcher = Dispatcher(store, places, ServeOptions(devices="cpu"), runner="serve.stub:Stub")
+    places, store, dispatcher = with_a_job(tmp_path)
 
     class Late(Last):
         """A worker that is told to end a moment too late."""
