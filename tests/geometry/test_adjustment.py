@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from lean3r.geometry.adjustment import MOST, Guess, Pairs, adjust, explained
 from lean3r.geometry.rotation import so3_exp
 from lean3r.inputs.pictures import Pictures
 from lean3r.models.nano import Nano
+from lean3r.pipeline import adjusting
 from lean3r.pipeline.adjusting import adjust_scene
 from lean3r.pipeline.network_scene import scene_of
 from lean3r.pipeline.predict import predict
@@ -184,6 +186,7 @@ def test_reconstruct_without_refinement_has_better_cameras_than_the_network(nano
 
 
 def test_pictures_at_hand_give_a_second_start(nano: Nano, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adjusting, "ENOUGH", 1.0)
     batch = truth(5, 3, 384, 304)
     pictures = [np.uint8(image.permute(1, 2, 0) * 255) for image in batch.images[0]]
     sizes, whole = [], Pictures.whole
@@ -211,6 +214,19 @@ def test_pictures_at_hand_give_a_second_start(nano: Nano, monkeypatch: pytest.Mo
     seen = files.views(resolution=240, patch=16)
     adjusted = [adjust_scene(scene_of(predict(nano, seen), seen), nano, seen, each) for each in (files, None)]
     np.testing.assert_array_equal(adjusted[0].cam_from_world, adjusted[1].cam_from_world)
+
+
+def test_a_start_that_explains_nearly_all_matches_is_the_only_one(nano: Nano, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = Pictures([np.uint8(image.permute(1, 2, 0) * 255) for image in truth(5, 3, 240, 192).images[0]])
+    seen = pictures.views(resolution=240, patch=16)
+    scene, again = scene_of(predict(nano, seen), seen), Mock(return_value=None)
+    monkeypatch.setattr(adjusting, "_in_finer_pictures", again)
+    after = adjust_scene(scene, nano, seen, pictures).info["adjusted"]["after"]
+    for enough, calls in ((after + 0.01, 1), (after - 0.01, 0)):
+        again.reset_mock()
+        monkeypatch.setattr(adjusting, "ENOUGH", enough)
+        adjust_scene(scene, nano, seen, pictures)
+        assert again.call_count == calls
 
 
 def test_given_cameras_are_not_adjusted(nano: Nano) -> None:
