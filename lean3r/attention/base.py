@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from lean3r.types import TokenLayout
@@ -69,6 +70,18 @@ class Mechanism(nn.Module):
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Mix values over tokens; subclasses define how. Padding never attends and is never attended to."""
         raise TypeError(f"{type(self).__name__} defines no forward")
+
+
+def in_own_type(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x) in the type of x, multiplied in the type of the layer's parameters, which may be another one.
+
+    In a model held in half precision, what a mechanism gets and what it has differ: its parameters stay as they are if
+    it was compressed before, and the block's input stays in float32.
+    """
+    kind = next((parameter.dtype for parameter in layer.parameters()), x.dtype)
+    if kind == x.dtype or (not x.is_meta and torch.is_autocast_enabled(x.device.type)):  # meta knows no autocast
+        return layer(x)
+    return layer(x.to(kind)).to(x.dtype)
 
 
 @dataclass(frozen=True)

@@ -62,10 +62,11 @@ class BlockSparse(Mechanism):
     """Block-sparse VGGT: patches attend to the key blocks that the softmax of pooled scores favours.
 
     Patches of all views, one view after another, are pooled by `query_block` and `key_block` (`pool` "avg" or "max").
-    `sparsity` s keeps floor(m (1 - s)) of m key blocks, `threshold` t the most probable ones up to cumulative
-    probability t; with both, the larger number counts; at least one block is kept. Special tokens follow the patches
-    as keys: those in the last block of patches are chosen with it, the others always. As queries they attend to
-    everything. `window` asks the trunk for an order in which blocks are compact. sparsity 0 is dense attention.
+    `sparsity` s keeps floor(m (1 - s)) of m key blocks (in binary, as the release does: 1 of 20 with 0.9), `threshold`
+    t the most probable ones up to cumulative probability t; with both, the larger number counts; at least one block is
+    kept. Special tokens follow the patches as keys: those in the last block of patches are chosen with it, the others
+    always. As queries they attend to everything. `window` asks the trunk for an order in which blocks are compact.
+    sparsity 0 is dense attention.
     Choosing is quadratic in the number of blocks, in bounded memory. The release's int8 keys are not reproduced;
     kv "fp8" rounds keys and values of the patches' attention to E4M3, one scale a block.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -39,14 +40,16 @@ class ByViews(Mechanism):
         super().__init__()
         if not stages:
             raise UsageError("stages are empty; expected (views, mechanism, settings) of one or more, or `dense`")
+        odd = [stage for stage in stages if not isinstance(stage, tuple | list) or len(stage) != 3]
+        if odd:
+            raise UsageError(
+                f"a stage is {odd[0]!r}; expected (views, mechanism, settings), such as (16, 'merge', {{}})"
+            )
         self.starts = [check_count("the views of a stage", views) for views, _, _ in stages]
         if self.starts != sorted(set(self.starts)):
             raise UsageError(f"stages start at {self.starts} views; expected ascending numbers")
         self.stages = stages
-        self.mechanisms = nn.ModuleList(ATTENTION.get(name)(**settings) for _, name, settings in stages)
-        for (_, name, _), stage in zip(stages, self.mechanisms, strict=True):
-            if getattr(stage, "window", None) is not None or next(stage.parameters(), None) is not None:
-                raise UsageError(f"{name} cannot be a stage; expected a mechanism without parameters and windows")
+        self.mechanisms = nn.ModuleList(_stage(name, settings) for _, name, settings in stages)
         self.few = Dense()
 
     def extra_repr(self) -> str:
@@ -57,3 +60,12 @@ class ByViews(Mechanism):
         """As the stage does, [B, H, N, D]."""
         reached = sum(start <= view_count(p, layout) for start in self.starts)
         return (self.mechanisms[reached - 1] if reached else self.few)(p, layout)
+
+
+def _stage(name: str, settings: Mapping[str, object]) -> Mechanism:
+    """The mechanism of a stage; UsageError if it would have parameters, which grow with the heads, or a window."""
+    kind = ATTENTION.get(name)
+    mechanism = None if "heads" in inspect.signature(kind).parameters else kind(**settings)
+    if mechanism is None or mechanism.window is not None:
+        raise UsageError(f"{name} cannot be a stage; expected a mechanism without parameters and windows")
+    return mechanism

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3r.attention.across import Fetched, attend_by_all, fetch
-from lean3r.attention.base import Mechanism, Projected, record
+from lean3r.attention.base import Mechanism, Projected, in_own_type, record
 from lean3r.attention.cut import Cut, Parts
 from lean3r.attention.dense import softmax_attention
 from lean3r.attention.pieces import in_pieces, pieces
@@ -202,7 +202,7 @@ class Gsa(Mechanism):
             mask = None if mask is None else mask[:, None, None]
             special = F.scaled_dot_product_attention(q.special, keys, values, attn_mask=mask)
         if one_pass:
-            gates = None if self.gate is None else self.gate(p.x)
+            gates = None if self.gate is None else in_own_type(self.gate, p.x)
             given = selected, chosen.out, gates, special
             joined = join_windows(*given, tokens=layout.tokens, size=cut.size, implementation=self.implementation)
             return joined.transpose(1, 2)
@@ -290,7 +290,7 @@ class Gsa(Mechanism):
         """Weights of the compressed and the selected branch [B, H, N, 2] for input x [B, N, C]; None without gates."""
         if self.gate is None:
             return None
-        gates = self.gate(x).sigmoid().unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        gates = in_own_type(self.gate, x).sigmoid().unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return gates if self.gating == "two" else torch.cat([gates, 1 - gates], dim=-1)
 
     def _always(self, views: int) -> list[int]:

@@ -125,7 +125,7 @@ class KeyValuePrune(Mechanism):
         super().__init__()
         if mean not in (None, "one", "count"):
             raise UsageError(f"mean is {mean!r}; expected 'one', 'count' or None")
-        if len(grid) != 2:
+        if not isinstance(grid, tuple | list) or len(grid) != 2:
             raise UsageError(f"grid is {grid!r}; expected (rows, columns)")
         self.frames: int | Auto = frames if frames == "auto" else check_count("frames", frames)
         self.multiplier = check_count("multiplier", multiplier)

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lean3r.attention.base import Mechanism, Projected, record
+from lean3r.attention.base import Mechanism, Projected, in_own_type, record
 from lean3r.attention.block_mask import BlockSparse
 from lean3r.attention.blocks import (
     attend_chosen,
@@ -166,7 +166,7 @@ class SLA(Mechanism):
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Sum of both branches, [B, H, N, D]."""
         near, far = self.branches(p, layout)
-        return near + self.proj_lin(far)
+        return near + in_own_type(self.proj_lin, far)
 
     def branches(self, p: Projected, layout: TokenLayout) -> tuple[Tensor, Tensor]:
         """(softmax branch, linear branch before its projection), each [B, H, N, D]."""
@@ -194,7 +194,7 @@ class SLA(Mechanism):
 
     def _patches_apart(self, p: Projected, layout: TokenLayout) -> Tensor:
         return BlockSparse(
-            1 - self.keep, query_block=self.block, key_block=self.block, window=self.window, kv=self.kv,
+            _sparsity(self.keep), query_block=self.block, key_block=self.block, window=self.window, kv=self.kv,
             implementation=self.implementation,
         )(p, layout)  # fmt: skip
 
@@ -248,6 +248,11 @@ class SLA(Mechanism):
         each = q.shape[0] * q.shape[1] * (count + states.shape[3] * states.shape[4])
         far = in_pieces(linear, pieces(count, each, q.device), q.unflatten(2, (count, block)), states)
         return near[:, :, :tokens], far.flatten(2, 3)[:, :, :tokens]
+
+
+def _sparsity(keep: float) -> float:
+    """1 - keep, but so much less that of 20 blocks a tenth is 2: 1 - (1 - 0.1) is less than 0.1 in binary."""
+    return max(0.0, 1 - keep - 1e-9)
 
 
 class ThuSLA(Mechanism):
@@ -305,7 +310,7 @@ class ThuSLA(Mechanism):
     def forward(self, p: Projected, layout: TokenLayout) -> Tensor:
         """Sum of both branches, [B, H, N, D]."""
         near, far = self.branches(p, layout)
-        return near + self.proj_l(far)
+        return near + in_own_type(self.proj_l, far)
 
     def branches(self, p: Projected, layout: TokenLayout) -> tuple[Tensor, Tensor]:
         """(softmax branch, linear branch before its projection), each [B, H, N, D]."""

@@ -184,7 +184,7 @@ class Compress:
             with console.stage("scanning"):
                 rows = scan(model, plan, lambda _: predict(model, views))
             left_out = propose_leave_out(rows, self.floor_db)
-            better = leave_out(plan, left_out)
+            better = leave_out(model, plan, left_out)
             about = {
                 "model": name,
                 "plan": plan.as_dict(),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from lean3r.cli.options import Json, Quiet, Verbose, option
+from lean3r.errors import UsageError
 from lean3r.models import CARDS, EMBEDDED, MODELS, STUDENTS, is_non_commercial, list_models, model_of
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from lean3r.models.summary import Summary
 
 _PLAIN_COLUMNS = 240
+OF_RUN = ("views", "height", "width")  # options that only --verbose reads
 
 
 @dataclass
@@ -47,7 +49,8 @@ class Models:
     quiet: Quiet = False
 
     def run(self) -> None:
-        """Print tables, or JSON; UsageError for an unknown name or a size below one pixel."""
+        """Print tables, or JSON; UsageError for an unknown name, and for a size that is too small or not used."""
+        self._check()
         known = list_models()
         names = known if self.name is None else [self.name if self.name in known else MODELS.check(self.name)]
         rows = [describe(name) for name in names]
@@ -64,10 +67,21 @@ class Models:
             tables.append(_overview(names, costs))
         _print(tables)
 
+    def _check(self) -> None:
+        """UsageError for the size of a run that is not shown."""
+        given = [f.name for f in fields(self) if f.name in OF_RUN and getattr(self, f.name) != f.default]
+        if given and not self.verbose:
+            raise UsageError(f"--{given[0]} is for the costs that --verbose shows; add --verbose.")
+
     def _costs(self, name: str) -> Summary:
+        """Costs of a model; those of a student are with the plan of its weights."""
+        from lean3r.compress.sparsify import apply
         from lean3r.models.checkpoint import without_memory
+        from lean3r.pipeline.load import read_plan
 
         model = without_memory(MODELS.get(model_of(name)))
+        plan = read_plan(EMBEDDED / f"{name}.safetensors") if name in STUDENTS else None
+        model = model if plan is None else apply(model, plan)[0]
         height, width = (_whole_patches(side, model) for side in (self.height, self.width))
         return model.summary(self.views, height, width)
 

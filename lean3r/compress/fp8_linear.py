@@ -57,12 +57,13 @@ class FakeQuantLinear(Rounded, nn.Linear):
     """A linear layer that trains with rounded weights and inputs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] -> [..., out_features]."""
+        """[..., in_features] -> [..., out_features], multiplied in the type of x, as in the deployed layer."""
         if self.smooth is not None:
             x = x / self.smooth
         with torch.no_grad():
             value = self.scheme.activation(x)
-        return linear(through(x, value), self.round_weight(), self.bias)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return linear(through(x, value), self.round_weight().to(x.dtype), bias)
 
 
 class FakeQuantConv2d(Rounded, nn.Conv2d):
@@ -237,16 +238,22 @@ class Quantized:
         return {"layer": self.site.name, "role": self.site.part, "scheme": self.scheme}
 
 
+def selected(step: QuantizeStep, places: Sequence[Place]) -> list[Place]:
+    """The layers, of `places`, that a step quantises; UsageError as `Target.select`."""
+    chosen = Target.parse(step.target).select(places)
+    for target in step.leave_out:
+        left = set(Target.parse(target).select(places, may_lack=True))
+        chosen = [place for place in chosen if place not in left]
+    return chosen
+
+
 def insert(model: nn.Module, steps: Sequence[QuantizeStep]) -> list[Quantized]:
     """Replace the layers that the steps select by layers that train with rounded weights, in place; for errors see
     QuantizeStep."""
     places = linears_of(model)
     step_of: dict[Place, QuantizeStep] = {}
     for step in steps:
-        chosen = Target.parse(step.target).select(places)
-        for target in step.leave_out:
-            left = set(Target.parse(target).select(places, may_lack=True))
-            chosen = [place for place in chosen if place not in left]
+        chosen = selected(step, places)
         if not chosen:
             raise UsageError(f"step '{step}' leaves no layer to quantise.")
         step_of |= dict.fromkeys(chosen, step)

@@ -37,7 +37,7 @@ class Step:
     def __post_init__(self) -> None:
         Target.of_attention(self.target)
         ATTENTION.check(self.mechanism)
-        _check_known("setting", self.settings, settings_of(self.mechanism), f"of {self.mechanism}")
+        check_known("setting", self.settings, settings_of(self.mechanism), f"of {self.mechanism}")
         _freeze(self, self.mechanism)
         _tokens(self.dense_below)
 
@@ -73,7 +73,7 @@ class QuantizeStep:
         kind = SCHEMES.get(self.quantize)
         for target in (self.target, *self.leave_out):
             Target.parse(target)
-        _check_known("setting", self.settings, _names(kind), f"of {self.quantize}")
+        check_known("setting", self.settings, _names(kind), f"of {self.quantize}")
         _freeze(self, self.quantize)
         object.__setattr__(self, "leave_out", tuple(self.leave_out))
         kind(**self.settings)
@@ -163,7 +163,7 @@ class CompressionPlan:
     def from_dict(cls, row: object, *, name: str = "custom") -> CompressionPlan:
         """Read what `as_dict` writes; `name` is the default name. UsageError says what is wrong and where."""
         row = _table(row, "a plan")
-        _check_known("key", row, ("format", "name", "steps"), "of a plan")
+        check_known("key", row, ("format", "name", "steps"), "of a plan")
         if row.get("format", FORMAT) != FORMAT:
             raise UsageError(f"the plan has format {row['format']!r}; this lean3r reads {FORMAT}.")
         steps = row.get("steps")
@@ -246,11 +246,11 @@ def _freeze(step: Step | QuantizeStep, kind: str) -> None:
 def _step(row: object, number: int) -> AnyStep:
     row = _table(row, f"step {number}")
     if "remove" in row:
-        _check_known("key", row, ("remove",), f"of step {number}, which removes blocks")
+        check_known("key", row, ("remove",), f"of step {number}, which removes blocks")
         return RemoveStep(_text(row["remove"], f"remove of step {number}"))
     if "quantize" in row:
         return _quantize_step(row, number)
-    _check_known("key", row, ("target", "mechanism", "settings", "dense_below"), f"of step {number}")
+    check_known("key", row, ("target", "mechanism", "settings", "dense_below"), f"of step {number}")
     missing = [key for key in ("target", "mechanism") if key not in row]
     if missing:
         raise UsageError(f"step {number} has no {missing[0]}; expected target and mechanism.")
@@ -260,7 +260,7 @@ def _step(row: object, number: int) -> AnyStep:
 
 
 def _quantize_step(row: dict[str, object], number: int) -> QuantizeStep:
-    _check_known("key", row, ("quantize", "target", "except", "settings"), f"of step {number}, which quantizes")
+    check_known("key", row, ("quantize", "target", "except", "settings"), f"of step {number}, which quantizes")
     scheme, target = (_text(row.get(key), f"{key} of step {number}") for key in ("quantize", "target"))
     left = row.get("except", [])
     if not isinstance(left, list | tuple):
@@ -288,7 +288,8 @@ def _tokens(value: object) -> int:
     return value
 
 
-def _check_known(kind: str, given: Collection[str], known: Collection[str], where: str) -> None:
+def check_known(kind: str, given: Collection[str], known: Collection[str], where: str) -> None:
+    """Raise UsageError, with the closest known names, for a name that is not known `where`."""
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.5)

@@ -56,7 +56,7 @@ class Scheme:
     def product(self, x: Tensor, packed: Packed, shape: torch.Size, bias: Tensor | None) -> Tensor:
         """Inputs [..., K], rounded by `activation`, times a stored weight, plus bias: [..., N]."""
         x = through(x, self.activation(x))
-        return linear(x, self.unpack(packed, shape).to(x.dtype), bias)
+        return linear(x, self.unpack(packed, shape).to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     def path(self, device: torch.device) -> str:
         """How products run on a device, for repr."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lean3r.compress.fp8_linear import Rounded
+from lean3r.compress.fp8_linear import Rounded, selected
 from lean3r.compress.linears import linears_of
 from lean3r.compress.plan import CompressionPlan, QuantizeStep
 from lean3r.compress.quantize import prepare
@@ -81,12 +81,23 @@ def scan(model: nn.Module, plan: CompressionPlan, run: Callable[[nn.Module], obj
     ]
 
 
-def leave_out(plan: CompressionPlan, layers: Collection[str]) -> CompressionPlan:
-    """The plan, with these layers excluded from quantisation too."""
+def leave_out(model: nn.Module, plan: CompressionPlan, layers: Collection[str]) -> CompressionPlan:
+    """The plan for `model`, with these layers excluded from quantisation too; steps that would have no layer go.
+
+    UsageError if no step remains.
+    """
     if not layers:
         return plan
-    names = tuple(f"named {layer}" for layer in layers)
-    steps = (replace(s, leave_out=s.leave_out + names) if isinstance(s, QuantizeStep) else s for s in plan.steps)
+    names, places = tuple(f"named {layer}" for layer in layers), linears_of(model)
+    steps = []
+    for step in plan.steps:
+        if isinstance(step, QuantizeStep):
+            step = replace(step, leave_out=step.leave_out + names)
+            if not selected(step, places):
+                continue
+        steps.append(step)
+    if not steps:
+        raise UsageError(f"plan {plan.name} quantises nothing but layers below the floor; lower it (--floor-db).")
     return CompressionPlan(tuple(steps), f"{plan.name}-scanned")
 
 

@@ -104,6 +104,11 @@ def apply(
         whole = before + plan
     else:
         whole = plan
+    if plan.quantizes and hasattr(model, "peft_config"):
+        raise UsageError(
+            "the network has low-rank adapters, which would be rounded too: merge them first "
+            "(lean3r.train.lora.merge_lora), then quantise."
+        )
     model = copy_sharing_parameters(model)
     changes: list[Change | Quantized] = []
     if adapter is not None:

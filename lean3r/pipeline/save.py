@@ -23,10 +23,16 @@ def save(model: nn.Module, path: str | Path, *, overwrite: bool = False) -> Path
     """Write a network as .safetensors, with its plan if it is compressed; returns the path.
 
     Names are the official ones, in a third-party network its own (`load_into` reads the file). The file is written
-    completely or not at all. UsageError if `path` exists and `overwrite` is not set, or if it cannot be written.
+    completely or not at all. UsageError if `path` exists and `overwrite` is not set, if it cannot be written, or if the
+    network has adapters.
     """
     path = Path(path)
     check_file(path, overwrite=overwrite)
+    if hasattr(model, "peft_config"):
+        raise UsageError(
+            "the network has low-rank adapters, whose names no file of weights has: merge them first "
+            "(lean3r.train.lora.merge_lora), or save them alone (lean3r.train.lora.save_adapters)."
+        )
     try:
         if isinstance(model, Backbone):
             save_model(model, path, overwrite=overwrite)

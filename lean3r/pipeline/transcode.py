@@ -13,7 +13,7 @@ from lean3r.compress.fp8_linear import Quantized
 from lean3r.compress.plan import CompressionPlan
 from lean3r.compress.sparsify import PREPARED, STAGE_KEY, Change, apply, plan_of
 from lean3r.errors import UsageError
-from lean3r.models import MODELS
+from lean3r.models import MODELS, STUDENTS, model_of
 from lean3r.models.base import Backbone
 from lean3r.models.checkpoint import check_finite, check_model, models_that_fit, place, values_for, without_memory
 from lean3r.models.keymap import KeyMap
@@ -43,10 +43,10 @@ def resolve_weights(source: str, model: str | None = None, *, offline: bool = Fa
     `source` is a model's name (for its own weights), a file, or hf:OWNER/NAME. The model is named by `model`, or by the
     file, or recognised by the names and shapes of its tensors; UsageError if that is ambiguous.
     """
-    if source in MODELS and not Path(source).is_file():
-        if model not in (None, source):
+    if (source in MODELS or source in STUDENTS) and not Path(source).is_file():
+        if model not in (None, source, model_of(source)):
             raise UsageError(f"IN is the model {source}, --model says {model}. Leave one out.")
-        return source, find_weights(official_source(source) or embedded_weights(source), offline=offline)
+        return model_of(source), find_weights(official_source(source) or embedded_weights(source), offline=offline)
     path = find_weights(source, offline=offline)
     stored = open_weights(path)
     name = model or stored.metadata.get("model")
@@ -115,6 +115,11 @@ def _apply_plan(
     before, trained = read_plan(stored.path), stored.metadata.get(STAGE_KEY) == PREPARED
     if before is not None and trained and (plan is None or plan.steps == before.steps):
         return apply(model, before, prepared=prepared)
+    if plan is None and before is not None:
+        raise UsageError(
+            f"{stored.path} is compressed already, as {before}. Name a plan that it does not have (--plan, --scheme), "
+            "or give the file from before it was compressed."
+        )
     if plan is None:
         raise UsageError(f"{stored.path} was not trained for a plan. Name one with --plan or --scheme.")
     if before is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def add_lora(
     for name, value in (("rank", rank), ("mlp_rank", rank if mlp_rank is None else mlp_rank)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UsageError(f"{name} of adapters is {value!r}, expected a whole number of at least 1.")
-    if not alpha > 0:
+    if not 0 < alpha < math.inf:
         raise UsageError(f"alpha of adapters is {alpha!r}, expected a positive number.")
     if isinstance(targets, str) or not targets:
         raise UsageError(f"targets of adapters is {targets!r}, expected a list such as ['global blocks'].")

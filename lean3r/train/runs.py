@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from lean3r.train.config import OptimConfig, config_diff
 from lean3r.train.distributed import is_main_process, launch
 
 RECIPE_FILE = "recipe.json"
+
+logger = logging.getLogger("lean3r")
 
 
 @contextmanager
@@ -65,6 +68,8 @@ def keep_recipe(out: Path, recipe: Mapping[str, Any], resume: bool) -> None:
     if not resume and any(out.glob("*/checkpoints/step-*")):
         raise UsageError(f"'{out}' already holds a training run; resume it or choose another folder")
     before = read_recipe(out)
+    if resume and before is None:  # a restarted job may have ended before it wrote anything; a mistyped name shows
+        logger.warning("'%s' holds no run to resume; a new one starts.", out)
     if resume and before is not None:
         lines = config_diff(_on_one_process(before), _on_one_process(now))
         if lines:

@@ -45,6 +45,8 @@ def test_the_usual_stages_meet_where_kv_prune_begins() -> None:
         (((5, "merge", {}), (2, "kv_prune", {})), "ascending"),
         (((0, "merge", {}),), "views of a stage"),
         (((2, "gsa", {"dim": 32, "heads": 2}),), "cannot be a stage"),
+        (((2, "gsa", {}),), "gsa cannot be a stage"),
+        (((2, "merge"),), "a stage is .2, 'merge'.; expected .views, mechanism, settings"),
         (((2, "merg", {}),), "merge"),
     ],
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 from lean3r.attention import pieces
 from lean3r.attention.base import Projected
 from lean3r.attention.dense import softmax_attention
-from lean3r.attention.sla import SLA, ThuSLA, top_tokens
+from lean3r.attention.sla import SLA, ThuSLA, _sparsity, top_tokens
 from lean3r.errors import KernelError, UsageError
 from lean3r.testing import assert_rms
 from lean3r.types import TokenLayout
@@ -100,6 +100,12 @@ def test_a_partial_last_block_counts_for_the_keys_that_it_holds() -> None:
         mechanism = SLA(8, 1, block=8, **settings)  # type: ignore[arg-type]
         short = call(mechanism, q[:, :, :9], k[:, :, :9], v[:, :, :9])
         assert_rms(call(mechanism, q, k, v, mask)[:, :, :9], short, 1e-5)
+
+
+def test_shares_apart_keep_as_many_blocks_as_they_say() -> None:
+    for keep in (0.05, 0.1, 0.2, 0.3, 0.7, 0.9, 1.0):
+        kept = [int(blocks * (1 - _sparsity(keep))) for blocks in (10, 20, 40, 1000, 100_000)]
+        assert kept == [int(blocks * keep + 1e-6) for blocks in (10, 20, 40, 1000, 100_000)]
 
 
 def test_starts_near_dense_attention_with_the_names_of_released_checkpoints() -> None:

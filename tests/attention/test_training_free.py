@@ -291,6 +291,7 @@ def test_counts_of_kept_blocks() -> None:
         (lambda: SLA(16, 2, window=-2), "window is -2"),
         (lambda: ThuSLA(16, 2, window="4"), "window is '4'"),  # type: ignore[arg-type]
         (lambda: KeyValuePrune(0), "frames is 0; expected a whole number, 1 or more"),
+        (lambda: KeyValuePrune(grid=3), "grid is 3; expected .rows, columns"),  # type: ignore[arg-type]
         (lambda: KeyValuePrune(mean="all"), "mean is 'all'"),  # type: ignore[arg-type]
         (lambda: FrameSubset(keep=()), "distinct view numbers"),
         (lambda: FrameSubset(start="last"), "start is 'last'"),  # type: ignore[arg-type]

@@ -54,6 +54,13 @@ def test_costs_are_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{summary.weight_bytes / 1e6:,.0f} MB" in shown and "958.7 M" in shown
 
 
+def test_costs_of_a_student_are_with_its_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    size = ("--verbose", "--views", "14")  # from so many pictures on its attention is sparse
+    dense, student = (rows(capsys, name, *size)[0]["costs"] for name in ("nano", "nano-gsa-fp8"))
+    assert student["flops"]["global attention"] < 0.5 * dense["flops"]["global attention"]
+    assert student["weight_bytes"] < 0.4 * dense["weight_bytes"]
+
+
 def test_costs_of_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     few = {"nano": "lean3r.models.nano:Nano", "da3-small": "lean3r.models.da3:Da3Small"}
     monkeypatch.setattr("lean3r.models.MODELS", Registry("model", few))
@@ -84,6 +91,7 @@ def test_loading_warns_where_commercial_use_is_forbidden(
         (["da3-larg"], "unknown model 'da3-larg'. Perhaps you meant da3-large"),
         (["nano", "-v", "--views", "0"], "expected at least one view"),
         (["nano", "-v", "--height", "-5"], "expected at least one view"),
+        (["nano", "--views", "16"], "--views is for the costs that --verbose shows; add --verbose"),
     ],
 )
 def test_bad_requests_are_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from lean3r.compress import SCHEMES, CompressionPlan, compress, convert, prepare
 from lean3r.compress.distill import attention_loss, attention_outputs
 from lean3r.compress.fp8_linear import Coded, FakeQuantLinear, QuantLinear, Rounded
-from lean3r.compress.plan import QuantizeStep
+from lean3r.compress.plan import QuantizeStep, resolve_plan
 from lean3r.compress.quantize import calibrate, smoothing_factors
 from lean3r.compress.sparsify import plan_of
 from lean3r.errors import KernelError, UsageError
+from lean3r.models.execution import hold
 from lean3r.models.nano import Nano, NanoConfig
 from lean3r.ops.fp8 import choose_product
 from lean3r.testing import assert_rms, snr_db
@@ -210,6 +211,24 @@ def test_the_summary_counts_codes(model: Nano) -> None:
     assert small.parameters == full.parameters and small.weight_bytes < 0.45 * full.weight_bytes
     blocks = set(full.flops) - {"heads", "encoder"}
     assert {part: small.flops[part] for part in blocks} == {part: full.flops[part] for part in blocks}
+
+
+@pytest.mark.parametrize("kind", ["gsa:dense_below=0", "sla:dense_below=0", "thu-sla:dense_below=0", "fp8", "w4a8"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_held_in_half_precision_run_without_autocast(model: Nano, kind: str, dtype: torch.dtype) -> None:
+    """As `load(..., dtype="bfloat16")` gives them, compressed before or after."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        steps = plan(kind, "every block") if kind in SCHEMES else resolve_plan(kind)
+        apart = [lambda m: hold(copy.deepcopy(compress(m, steps)), dtype)]
+        apart += [lambda m: compress(hold(copy.deepcopy(m), dtype), steps)]
+        apart += [lambda m: prepare(hold(copy.deepcopy(m), dtype), steps)] if steps.quantizes else []
+        with torch.inference_mode():
+            whole = compress(model, steps)(VIEWS).depth
+            for make in apart:
+                torch.manual_seed(0)
+                half = make(model)(VIEWS).depth
+                assert whole is not None and half is not None and snr_db(half, whole) > 20
 
 
 def test_what_is_sparse_already_can_be_quantised(model: Nano) -> None:

@@ -259,3 +259,13 @@ def test_a_converted_file_keeps_its_training_step(trained: Backbone, tmp_path: P
     path, out = release(trained, tmp_path / "final.pt"), tmp_path / "ours.safetensors"
     compress_file("vggt", path, out, resolve_plan("lite3r"), trainable=True)
     assert open_weights(out).metadata["step"] == "113"
+
+
+def test_a_student_stands_for_its_own_weights(tmp_path: Path) -> None:
+    name, path = resolve_weights("nano-gsa-fp8")
+    assert (name, path.name) == ("nano", "nano-gsa-fp8.safetensors")
+    assert resolve_weights("nano-gsa-fp8", "nano") == (name, path)
+    with pytest.raises(UsageError, match="IN is the model nano-gsa-fp8, --model says vggt"):
+        resolve_weights("nano-gsa-fp8", "vggt")
+    with pytest.raises(UsageError, match=r"is compressed already, as .*give the file from before"):
+        compress_file(name, path, tmp_path / "again.safetensors", None)

@@ -47,9 +47,13 @@ def test_the_layer_that_loses_most_is_left_out() -> None:
     assert worst is not None and worst < 5 and all(row is not None and 25 < row < 45 for row in others)
     left_out = propose_leave_out(found)
     assert left_out == ["0"] and propose_leave_out(found, 0.0 if worst > 0 else -99.0) == []
-    better = leave_out(EVERY, left_out)
+    better = leave_out(network, EVERY, left_out)
     assert [row.layer for row in scan(network, better, run)] == ["2", "3"] and better.name == "every-scanned"
-    assert leave_out(EVERY, []) is EVERY
+    assert leave_out(network, EVERY, []) is EVERY
+    two = resolve_plan({"steps": [{"quantize": "fp8", "target": f"named {name}"} for name in "02"]})
+    assert [step.as_dict()["target"] for step in leave_out(network, two, ["0"]).steps] == ["named 2"]
+    with pytest.raises(UsageError, match="nothing but layers below the floor"):
+        leave_out(network, two, ["2", "0"])
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items() if name != "0.weight")
     assert not network[0]._forward_hooks
     unseen = scan(network, EVERY, lambda model: model[2](torch.randn(3, 64)))

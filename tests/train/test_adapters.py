@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("peft", reason="adapters come with the extra 'train'")
 
+import lean3r
 from lean3r.compress import compress, prepare
 from lean3r.errors import MissingExtraError, UsageError, WeightsError
 from lean3r.models.nano import Nano, NanoConfig
@@ -163,11 +164,12 @@ def test_a_damaged_adapter_leaves_the_network_as_it_was() -> None:
     merge_lora(model)
 
 
-def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = nano()
     for call, said in (
         (lambda: add_lora(model, ["global blocks"], rank=0), "rank of adapters is 0"),
         (lambda: add_lora(model, ["global blocks"], alpha=-1), "alpha of adapters is -1"),
+        (lambda: add_lora(model, ["global blocks"], alpha=float("inf")), "alpha of adapters is inf"),
         (lambda: add_lora(model, "global blocks"), "expected a list"),
         (lambda: add_lora(model, ["global blocks 7"]), "names block 7"),
         (lambda: add_lora(model, ["all of it"]), "cannot be read"),
@@ -181,6 +183,14 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     add_lora(model, ["global blocks"], rank=2)
     with pytest.raises(UsageError, match="already has adapters"):
         add_lora(model, ["frame blocks"], rank=2)
+    for rounding in (compress, prepare):
+        with pytest.raises(UsageError, match="would be rounded too: merge them first"):
+            rounding(model, "fp8")
+    with pytest.raises(UsageError, match="merge them first"):
+        lean3r.save(model, tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+    merge_lora(model)
+    compress(model, "fp8")
     real = builtins.__import__
 
     def without(name: str, *args, **kwargs):

@@ -169,5 +169,20 @@ def test_a_trained_student_runs_in_every_mode_of_its_attention(batch: SceneBatch
     }  # fmt: skip
     with pytest.raises(UsageError, match="mode is 'rows'"):
         with_sla(student, mode="rows")
+    with pytest.raises(UsageError, match="unknown setting 'kep' of sla"):
+        with_sla(student, kep=0.2)
     with pytest.raises(UsageError, match="no sparse-linear attention"):
         with_sla(small("vggt"), mode="block")
+
+
+@pytest.mark.parametrize("change", [{"mode": "token"}, {"mode": "three-way"}, {"filling": "zeros"}])
+def test_blocks_with_dense_special_tokens_run_in_every_mode_too(change: dict[str, str]) -> None:
+    student = compress(small("vggt"), "sla")
+    other = with_sla(student, **change)
+    plan = plan_of(other)
+    assert plan is not None and plan.exchanges[0].settings == {"special": "alike", **change}
+    assert all(m.special == "alike" for m in other.modules() if isinstance(m, SLA))
+    back = plan_of(with_sla(student, keep=0.2))
+    assert back is not None and back.exchanges[0].settings == {"special": "dense", "keep": 0.2}
+    with pytest.raises(UsageError, match="special='dense' with"):
+        with_sla(student, special="dense", **change)

@@ -32,6 +32,15 @@ def test_folders_that_are_not_runs_are_not_overwritten(tmp_path: Path, name: str
         assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_resuming_nothing_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A mistyped folder would otherwise start hours of training from the beginning, without a word."""
+    for resume, told in ((False, False), (True, False)):
+        with run_folder(tmp_path / "run", RECIPE, resume, []):
+            assert ("no run to resume" in caplog.text) == told
+    with run_folder(tmp_path / "rum", RECIPE, True, []):
+        assert f"'{tmp_path / 'rum'}' holds no run to resume; a new one starts" in caplog.text
+
+
 def test_one_run_at_a_time_which_tidies_up(tmp_path: Path) -> None:
     (tmp_path / ".recipe.json.123.partial").touch()
     with run_folder(tmp_path, RECIPE, False, []):
