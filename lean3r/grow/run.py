@@ -149,7 +149,7 @@ class _Adding:
         self.stills, skipped = self._claim(pictures, scratch, known)
         if not self.stills:
             self.observer.read([], skipped)
-            return with_cloud(replace(scene, skipped=(*scene.skipped, *skipped)))
+            return with_cloud(replace(scene, skipped=once(scene.skipped, skipped)))
         resolution = resolution or self._resolution()
         new_pictures = Pictures.of_stills(self.stills, pictures.inputs)
         views = new_pictures.views(resolution=resolution or self.model.resolution, patch=self.model.patch)
@@ -243,7 +243,7 @@ class _Adding:
         times_s = dict(zip(pictures.names, pictures.timestamps_s, strict=True))
         sources = tuple(replace(s, timestamp_s=times_s.get(self.names.get(s.name, ""))) for s in part.sources)
         merged = merge(scene, replace(part, sources=sources), chosen.views)
-        merged = replace(merged, skipped=(*scene.skipped, *skipped))
+        merged = replace(merged, skipped=once(scene.skipped, skipped))
         first = len(scene.sources)
         doubted = [view for view in range(first, len(merged.sources)) if merged.registration[view] == "uncertain"]
         if doubted:
@@ -315,6 +315,11 @@ class _Adding:
             pictures = Pictures.of_stills(stills, ())
             files += pictures.write([still.name for still in stills], directory / IMAGES)
         return files
+
+
+def once(before: Sequence[tuple[str, str]], now: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """What was left out before and now, each once: a folder may be added again whenever it has more pictures."""
+    return tuple(dict.fromkeys((*before, *now)))
 
 
 def _export_options(config: Mapping[str, Any]) -> ExportOptions:

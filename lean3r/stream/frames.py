@@ -7,6 +7,7 @@ import logging
 import math
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -44,7 +45,7 @@ class Mark(NamedTuple):
     """Where a source goes on behind a frame: the number of the next frame, the time of the last one, the `place` in the
     source (inputs that are done, frames of the next input that are), what is added to its times, how its first
     picture looks, the time that the last frame came with, if that did not grow, whether times are the numbers of
-    the frames, and the first names and reasons of what was skipped."""
+    the frames, the first names and reasons of what was skipped, and a checksum of the names of the files so far."""
 
     next: int = 0
     last_s: float = -np.inf
@@ -54,6 +55,7 @@ class Mark(NamedTuple):
     behind_s: float | None = None
     is_counted: bool = False
     skipped: Sequence[Sequence[str]] = ()
+    files: int = 0
 
 
 class Source:
@@ -62,7 +64,8 @@ class Source:
     The input is a path or several (a video, a folder, pictures, a zip archive), `camera:0` or `/dev/video0`, or an
     iterable of pictures (PIL images, arrays, tensors, frames of PyAV) or of pairs of a time in seconds and a picture.
     Frames that cannot be used are left out. `notes` says what was wrong, each kind once, with its number. Iterating
-    again goes on where it stopped. UsageError if files do not begin with the picture that the mark knows.
+    again goes on where it stopped. UsageError if files do not begin with the picture that the mark knows, or are not
+    those that it has behind it.
     """
 
     def __init__(self, source: Any, mark: Mark | None = None) -> None:
@@ -72,6 +75,7 @@ class Source:
         mark = mark or Mark()
         self._index, self._last_s, self._place, self._offset_s, self._first, self._behind_s = mark[:6]
         self.skipped = tuple((name, reason) for name, reason in mark.skipped)  # LISTED at most
+        self._read_so_far = mark.files
         if self.is_file and self._first is not None:
             self._check_first(source)
         self._latest_s = self._last_s
@@ -100,7 +104,7 @@ class Source:
             self._index, self._last_s = self._index + 1, time_s
             is_counted = self._is_counted and self._offset_s == 0
             at = self._index, time_s, self._place, self._offset_s, self._first, self._behind_s
-            self._marks.append(Mark(*at, is_counted, self.skipped))
+            self._marks.append(Mark(*at, is_counted, self.skipped, self._read_so_far))
             yield frame
 
     def _grown(self, time_s: float) -> float:
@@ -188,10 +192,17 @@ class Source:
             self._skip(name, reason)
             if reason not in damage:  # of films that are used all the same
                 self.note("files that cannot be used", f"{name}: {reason}")
+        behind, self._read_so_far = self._read_so_far, 0
+        if names_sum(listing.items[: done + (read > 0)]) != behind:
+            raise UsageError(
+                f"{self.name} does not hold the pictures that this stream has behind it: some were added, removed or "
+                "renamed since. Put them back to go on, or give another -o (or --overwrite) to begin anew."
+            )
         times_s = times_in_names(listing.items)
         self._is_counted = times_s is None and all(isinstance(item, Still) for item in listing.items)
         start_s = 0.0
         for number, item in enumerate(listing.items):
+            self._read_so_far = names_sum([item], self._read_so_far)
             if isinstance(item, Film):
                 if item.damage:
                     self.note("damage", item.damage)
@@ -347,6 +358,11 @@ def paths_of(source: Any) -> list[str | Path]:
         return []
     paths = [source] if isinstance(source, str | PathLike) else source
     return [Path(path) if isinstance(path, PathLike) else path for path in paths]
+
+
+def names_sum(items: Sequence[Still | Film], before: int = 0) -> int:
+    """A checksum of the names of files, behind that of those before."""
+    return zlib.crc32("".join(f"{item.name}\n" for item in items).encode(errors="backslashreplace"), before)
 
 
 def times_in_names(items: Sequence[Still | Film]) -> list[float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lean3r.errors import UsageError
+from lean3r.errors import LeanError, UsageError
 from lean3r.inputs.arrays import pixels_of
 from lean3r.models.base import Backbone
 from lean3r.options import PointOptions, as_record
@@ -72,7 +73,11 @@ def stream(
     """
     if not isinstance(model, Backbone):
         raise UsageError(f"the model is a {type(model).__name__}; expected a loaded model: lean3r.load('nano').")
-    options, run = options or StreamOptions(), RunOptions(resolution=resolution, seed=seed)
+    options, points = options or StreamOptions(), points or PointOptions()
+    for given, kind in ((options, StreamOptions), (points, PointOptions)):
+        if not isinstance(given, kind):
+            raise UsageError(f"got {given!r} where {kind.__name__} are expected, such as {kind()!r}.")
+    run = RunOptions(resolution=resolution, seed=seed)
     refine = RefineOptions.of(refine)
     run.check(model)
     check_engine(model, intrinsics, refine, StereoOptions.of(dense))
@@ -87,7 +92,7 @@ def stream(
         refine=refine,
         landmarks=Settings.landmarks if options.loops == "on" else 0,
         dense=StereoOptions.of(dense),
-        points=points or PointOptions(),
+        points=points,
     )
     return Stream(
         model, source, settings, options, out, memory, observer, resume=resume, overwrite=overwrite, state=state
@@ -217,8 +222,11 @@ class Stream:
             estimates = self.engine.finish()
             self._take(estimates, arrived, store, start)
             yield from estimates
-        except KeyboardInterrupt:
-            if store is not None and store.has_frames:
+        except LeanError:
+            raise  # such as a full disk
+        except BaseException:  # also of the source; or the one who iterates takes no more
+            # At the end of the interpreter, nothing can be imported any more.
+            if store is not None and store.has_frames and not sys.is_finalizing():
                 self._publish(store, is_final=False)  # the stream may go on later
             raise
         if store is not None and store.has_frames:
@@ -261,6 +269,9 @@ class Stream:
 
     def _begin(self, frame: Frame, queue: int) -> Engine:
         """The engine of a stream that is fitted into the memory, by its first frame; `queue` more may wait."""
+        from lean3r.stream.solver import check_camera
+
+        check_camera(self.model, self._settings, frame)
         if self.memory is not None:
             engine, shape = ENGINES.get(self.model.STREAMS), frame.image.shape
             terms = self.model, self._settings, self._options, shape, self.memory, queue

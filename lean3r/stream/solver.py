@@ -18,6 +18,7 @@ from lean3r.errors import LeanError
 from lean3r.geometry.lens import colmap_camera, pinhole_part
 from lean3r.inputs.past import Past
 from lean3r.models.base import Backbone
+from lean3r.pipeline.known import with_cameras
 from lean3r.pipeline.reconstruct import reconstruct
 from lean3r.pipeline.refining import applies
 from lean3r.processes import give_memory_back
@@ -26,7 +27,7 @@ from lean3r.refine.judge import links
 from lean3r.refine.world import into_known
 from lean3r.scratch import temporary_folder
 from lean3r.stream import sim3
-from lean3r.stream.engine import Settings
+from lean3r.stream.engine import Frame, Settings
 from lean3r.stream.options import given_camera
 from lean3r.stream.pictures import Keyframe, Recent
 from lean3r.stream.result import LEAST_SURE, Result, results_of
@@ -40,6 +41,14 @@ ISLAND = 5  # keyframes in a row that are trusted although those around them are
 Pose = Sequence[Sequence[float]]  # [4, 4]
 Camera = tuple[tuple[float, ...], Lens | None]
 NO_CLOUD = {"conf_percentile": 99.99, "max_points": 100}  # the stream has a cloud of its own
+
+
+def check_camera(model: Backbone, settings: Settings, frame: Frame) -> None:
+    """InputError if the known intrinsics cannot be those of a frame: each window would fail by them."""
+    if settings.intrinsics is not None:
+        resolution = settings.resolution or model.resolution
+        views = Recent([Keyframe.of(frame)]).views(resolution=resolution, patch=model.patch)
+        with_cameras(views, views.sources, given_camera(settings.intrinsics, settings.lens))
 
 
 class Meeting(NamedTuple):

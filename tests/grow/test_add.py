@@ -147,7 +147,9 @@ def test_new_cameras_join_the_old_ones_which_stay(
     shutil.copytree(out, tmp_path / "once")
     later = photo(LATER[0], tmp_path / "later" / "5.png")
     later.rename(tmp_path / "later" / "second.png")
+    shutil.copy(tmp_path / "more" / "copy.png", tmp_path / "later")
     assert add(out, tmp_path / "later") == 0
+    assert [each["name"] for each in json.loads((out / "manifest.json").read_text())["skipped"]] == ["copy.png"], "once"
     assert_old_ones_stay(tmp_path / "once", out)
     assert wrong_by(out, {"0~2.png": NEW[0], "second.png": LATER[0]}) < 3.0
     assert len(json.loads((out / "manifest.json").read_text())["added"]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -85,6 +86,23 @@ def test_ctrl_c_keeps_a_result_and_the_stream_goes_on(tmp_path: Path) -> None:
         assert started.wait(60) != 0
     run(str(tmp_path / "walk.mkv"), tmp_path / "cut", resume=True)
     assert written(tmp_path / "cut") == written(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("is_torn", [False, True], ids=["left", "torn"])
+def test_a_stream_that_is_left_or_whose_source_fails_keeps_what_was_given(is_torn: bool, tmp_path: Path) -> None:
+    def torn() -> Iterator[tuple[float, np.ndarray]]:
+        yield from walk(61)
+        raise ConnectionError("gone")
+
+    given = []
+    with contextlib.suppress(ConnectionError):
+        for each in lean3r.stream(Knows(), torn(), tmp_path / "out", options=SMALL, refine="off"):
+            given.append(each.index)
+            if not is_torn and each.index == 50:
+                break
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert not manifest["is_complete"] and manifest["stream"]["frames"] > given[-1]
+    assert len(np.loadtxt(tmp_path / "out" / "trajectory_tum.txt")) == manifest["stream"]["frames"]
 
 
 def test_a_film_that_has_grown_leaves_no_depth_of_the_shorter_one(
@@ -209,9 +227,9 @@ def test_a_stream_without_a_result_can_be_overwritten(tmp_path: Path, monkeypatc
     film(tmp_path / "walk.mkv", 40)
     source, out = str(tmp_path / "walk.mkv"), tmp_path / "out"
     run(source, tmp_path / "whole")
-    stream = lean3r.stream(Knows(), walk(60), out, options=SMALL, refine="off")
-    list(itertools.islice(stream, 20))
-    del stream
+    with monkeypatch.context() as killed:
+        killed.setattr(running.Stream, "_publish", lambda *_, **__: None)
+        list(itertools.islice(lean3r.stream(Knows(), walk(60), out, options=SMALL, refine="off"), 20))
     assert not (out / "manifest.json").exists()
     (out / "keyframes" / "mine_0001.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import lean3r
+from lean3r.errors import InputError
 from lean3r.stream import solver
 from lean3r.stream.frames import Source as Frames
 from lean3r.stream.pictures import Keyframe, Recent
@@ -90,6 +91,24 @@ def test_intrinsics_hold_for_frames_of_the_stated_size_and_are_scaled_to_others(
     for given, focal in ((str(file), 140), ((70, 70, 40, 28), 70)):
         found = list(lean3r.stream(Knows(), walk(12), intrinsics=given, refine="off"))
         assert found[0].intrinsics[0, 0] == pytest.approx(focal) and found[0].width == 160
-    file.write_text(json.dumps(stated | {"height": 80}))
-    found = list(lean3r.stream(Knows(), walk(12), intrinsics=str(file), refine="off"))
-    assert all("lost" in each.flags for each in found), "pictures of another shape"
+    sizes = [np.ascontiguousarray(image[:, 20:-20]) if i >= 6 else image for i, (_, image) in enumerate(walk(12))]
+    found = list(lean3r.stream(Knows(), sizes, intrinsics=str(file), refine="off"))
+    assert "lost" in found[-1].flags, "later pictures of another shape"
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"fx": 70, "fy": 70, "cx": 28, "cy": 40, "width": 56, "height": 80}, "for 56x80 pixels"),
+        ((700.0, 700.0, 400.0, 280.0), "outside the pictures"),
+    ],
+)
+def test_intrinsics_of_other_pictures_are_refused_at_the_first_frame(given: Any, why: str, tmp_path: Path) -> None:
+    file = tmp_path / "camera.json"
+    file.write_text(json.dumps(given))
+    stream = lean3r.stream(
+        Knows(), walk(12), tmp_path / "out", intrinsics=str(file) if isinstance(given, dict) else given, refine="off"
+    )
+    with pytest.raises(InputError, match=why):
+        next(iter(stream))
+    assert not (tmp_path / "out").exists()

@@ -325,6 +325,12 @@ def test_interrupted_streams_keep_what_is_there(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "points.ply").stat().st_size > 10_000
 
 
+def test_options_of_another_kind_are_refused() -> None:
+    for more in ({"options": {"window": 8}}, {"points": 100_000}):
+        with pytest.raises(UsageError, match="Options are expected"):
+            lean3r.stream(Knows(), walk(2), **more)  # pyright: ignore[reportArgumentType]
+
+
 def test_black_frames_and_duplicates_are_no_keyframes() -> None:
     frames = list(walk(40))
     frames[20:20] = [(1.99, np.zeros_like(frames[0][1]))] * 3
