@@ -23,10 +23,11 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def upright(content: bytes) -> bytes:
-    """A picture file unchanged, or re-encoded in its own format if EXIF states a rotation."""
-    file = io.BytesIO()
+    """A picture file unchanged, or re-encoded in its own format if EXIF states a rotation; anything else unchanged."""
+    file, is_picture = io.BytesIO(), False
     try:
         with own_pixel_limit(), open_image(io.BytesIO(content)) as image:
+            is_picture = True
             # HEIC stays: lean3r reads it, and few other programs turn or open it.
             if image.format == "HEIF" or _stated_orientation(image) == 1:
                 return content
@@ -37,7 +38,8 @@ def upright(content: bytes) -> bytes:
             # A copy: the picture itself would save what its file says besides.
             turned(image.copy(), orientation).save(file, image.format, exif=b"", icc_profile=profile, **quality)
     except InputError as error:
-        logger.warning("a picture could not be rotated and keeps its EXIF orientation: %s", error)
+        if is_picture:
+            logger.warning("a picture could not be rotated and keeps its EXIF orientation: %s", error)
         return content
     return file.getvalue()
 

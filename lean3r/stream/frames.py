@@ -9,7 +9,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import pairwise
 from numbers import Real
 from os import PathLike
@@ -150,10 +150,13 @@ class Source:
             if len(source) == 1:
                 return Source.describe(source[0])
             return ", ".join(map(str, source)), True
-        if isinstance(source, Iterable):
+        is_one = isinstance(source, bytes | Mapping | Set) or 1 < getattr(source, "ndim", 0) < 4  # one picture
+        if isinstance(source, Iterable) and not is_one:
             return type(source).__name__, False
+        shape = f" of shape {tuple(source.shape)}" if hasattr(source, "shape") else ""
         raise InputError(
-            f"the source is a {type(source).__name__}; expected a file, a folder, camera:0, or an iterator of pictures."
+            f"the source is a {type(source).__name__}{shape}; expected a file, a folder, camera:0, or an iterator of "
+            "pictures."
         )
 
     @staticmethod

@@ -221,3 +221,7 @@ def test_the_preview_of_a_raw_file_does_not_pass_for_the_photo(tags: dict[int, A
     assert is_refused(file.read_bytes())
     whole = encode("TIFF", picture(160, 120), tiffinfo={254: 0})
     assert not is_refused(whole)
+
+
+def test_what_is_no_picture_is_not_called_one_that_cannot_be_turned(caplog: pytest.LogCaptureFixture) -> None:
+    assert upright(b"some words") == b"some words" and not caplog.records

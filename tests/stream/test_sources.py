@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import lean3r
-from lean3r.errors import UsageError
+from lean3r.errors import InputError, UsageError
 from lean3r.inputs.cameras import read_given
 from lean3r.stream import run as running
 from lean3r.stream.frames import Live, Mark, Source
@@ -246,3 +246,11 @@ def test_a_trajectory_of_real_times_does_not_say_that_they_are_numbers(tmp_path:
     for number, (source, state) in enumerate(sources):
         run(source, tmp_path / str(number), state=state)
         assert (tmp_path / str(number) / "trajectory_tum.txt").read_text().count("#") == 1
+
+
+@pytest.mark.parametrize("one", [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8)), b"jpeg", {"a": 1}, {"a.png"}])
+def test_one_picture_is_no_source(one: Any) -> None:
+    """Its rows, or what else it yields, were frames: a stream of nothing."""
+    with pytest.raises(InputError, match=f"the source is a {type(one).__name__}.*expected a file"):
+        Source(one)
+    assert Source(np.zeros((2, 8, 8, 3), np.uint8)).name == "ndarray"
