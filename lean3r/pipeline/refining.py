@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 
 from lean3r.errors import LeanError, UsageError
@@ -13,7 +12,6 @@ from lean3r.pipeline.observer import Observer
 from lean3r.refine import KnownCameras, RefineOptions, refine
 from lean3r.types import Reconstruction, with_warning
 
-logger = logging.getLogger("lean3r")
 EMBEDDED = "nano"  # prefix of the models that are refined by default
 INTERRUPTED = "interrupted"
 NOT_REFINED = "not refined: {}; the cameras are {}, and nothing confirms them"
@@ -60,8 +58,6 @@ def refine_scene(
         are_given = bool(scene.registration) and set(scene.registration) == {"given"}
         whose = "the given ones" if are_given else "the network's"
         result = with_warning(result, "not-refined", NOT_REFINED.format(report["reason"], whose))
-    for note in report.get("notes", ()):
-        logger.warning("%s", note)
     return result
 
 

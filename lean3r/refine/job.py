@@ -81,14 +81,16 @@ class Job:
         return all(group.fixed or group.focal_fixed for group in self.groups)
 
     def each_alone(self, focals_px: np.ndarray | None = None) -> Job | None:
-        """The same with one camera per view, starting at these focal lengths [S], or at the network's; None if no
-        camera is shared, or one is surely shared."""
+        """The same with one camera per view, starting at these focal lengths [S], or at the network's (also where they
+        are nan); None if no camera is shared, or one is surely shared."""
         sizes = Counter(view.group for view in self.views)
         shared = [number for number, count in sizes.items() if count > 1]
         if not shared or not all(self.groups[number].assumed for number in shared):
             return None
         groups, trusted = [], focals_px is not None
-        start = self.pinholes[:, :2].mean(axis=1) if focals_px is None else focals_px
+        start = self.pinholes[:, :2].mean(axis=1)
+        if focals_px is not None:
+            start = np.where(np.isfinite(focals_px), focals_px, start)
         for view, focal in zip(self.views, start.tolist(), strict=True):
             group = self.groups[view.group]
             focals, _ = LENSES[group.model]
@@ -166,7 +168,7 @@ class Answer:
     [P, 3] points with
     error_px [P] and the measurements point, view [O] and xy [O, 2]. `report` holds plain values: "start" (whether it
     began from the given poses), "matches", "before" and "after" (accept.Fit as dictionaries), "parts" and "doubts" (of
-    judge.Verdict), "notes", and "zooms" where the lens of a video does.
+    judge.Verdict), "notes" (code and text of each), and "zooms" where the lens of a video does.
     """
 
     cam_from_world: np.ndarray
@@ -211,9 +213,9 @@ class Answer:
             report={**self.report, **fits, **more},
         )
 
-    def with_note(self, note: str) -> Answer:
-        """The same with one more note for the user."""
-        return replace(self, report={**self.report, "notes": [*self.report["notes"], note]})
+    def with_note(self, code: str, note: str) -> Answer:
+        """The same with one more note for the user, which becomes a warning of this code."""
+        return replace(self, report={**self.report, "notes": [*self.report["notes"], (code, note)]})
 
     def with_zoom(self) -> Answer:
         """The same, of a video during which the lens zooms."""

@@ -41,6 +41,7 @@ ZOOMS = "the lens zooms during the video: each of its frames has a focal length 
 UNCONFIRMED = "nothing in the pictures confirms the known poses: no points could be triangulated with them"
 PATIENCE = 10  # seconds on the clock per second of work, if no limit is stated: a hanging process is ended
 TIME_UP = "it ran out of time (give it more with --refine-seconds N)"
+UNFINISHED = "the refinement did not end: {}; what was done by then is used"
 
 
 def run(
@@ -106,7 +107,8 @@ def run(
     if answer.trusted.sum() < 2:
         doubts = Counter(doubt for doubt in answer.report["doubts"] if doubt is not None)
         return keep_predicted(reconstruction, report, f"its views are doubted: {doubts.most_common(1)[0][0]}", start)
-    report["notes"] = answer.report["notes"] + ([f"{ended}; what was done by then is used"] if ended else [])
+    notes = [*answer.report["notes"], *([("unfinished", UNFINISHED.format(ended))] if ended else [])]
+    report["notes"] = [text for _, text in notes]
     answer, moved = rescale_hanging(answer, reconstruction, scales, firm)
     answer = answer.with_doubts(
         moved, "too few shared points constrain its scale; it was taken from the network's depth"
@@ -122,7 +124,8 @@ def run(
     for said, part, doubt in zip(report["views"], answer.report["parts"], answer.report["doubts"], strict=True):
         said |= {"part": part, "uncertain": doubt}
     report |= {"status": label, "registered": int(answer.has.sum()), "trusted": int(answer.trusted.sum())}
-    refined = with_warning(refined, "zoom", ZOOMS) if zooms else refined
+    for code, text in [("zoom", ZOOMS)] * zooms + notes:
+        refined = with_warning(refined, code, text)
     error = focal_error(job, answer)
     report["focal_error"] = error if error is None else round(error, 3)
     return with_report(with_cautions(warn_uncertain(refined, answer), answer, error), report, start)

@@ -24,7 +24,7 @@ from lean3r.refine.aside import incremental_aside
 from lean3r.refine.built import Built
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
 from lean3r.refine.overlay import drop_overlays
-from lean3r.refine.separate import own_focals
+from lean3r.refine.separate import are_off_centre, own_focals
 from lean3r.refine.settle import NEARLY, refitted, settle, soundest
 from lean3r.refine.tempered import adjusted_last
 from lean3r.refine.tracks import add_tracks
@@ -40,6 +40,10 @@ FEW = 6  # with so few views, a wrong model may fit nearly as well: a second met
 DIFFERENT = (
     "the pictures fit clearly better with a focal length each, as if zoomed or cropped differently, but no such model "
     "was found: the cameras may be far off"
+)
+CROPPED = (
+    "the pictures fit clearly better with a middle of the lens each that is not theirs, as if they were cropped: focal "
+    "lengths, angles and distances may be far off. Take them as the camera made them, or state their intrinsics"
 )
 ZOOMS = "the frames fit clearly better with a focal length each, as if the lens zoomed, but no such model was found"
 ALMOST = 0.98  # of the matches that a model fits, that another one must fit
@@ -59,9 +63,9 @@ class Attempt(NamedTuple):
         job = mapper.job
         return cls(built.judged(job, found), lambda: adjusted_last(matches, mapper, built).judged(job, found))
 
-    def with_note(self, note: str) -> Attempt:
+    def with_note(self, code: str, note: str) -> Attempt:
         """The same with one more note for the user."""
-        return Attempt(self.answer.with_note(note), lambda: self.sharpened().with_note(note))
+        return Attempt(self.answer.with_note(code, note), lambda: self.sharpened().with_note(code, note))
 
 
 def solve(job: Job, folder: Path) -> None:
@@ -83,22 +87,33 @@ def solve(job: Job, folder: Path) -> None:
         if can_tell:
             zoomed(job, folder, octave, best.answer)
         return
-    if can_tell and (alone := job.each_alone()) is not None:
-        best = apart(alone, folder, octave, best, own_focals(job, best.answer) is not None)
+    if can_tell and job.each_alone() is not None:
+        best = apart(job, folder, octave, best)
+    if can_tell and not (job.held.any() or job.knows_focals) and are_off_centre(job, best.answer):
+        best = best.with_note("cropped", CROPPED)
     best.sharpened().write(folder)
 
 
-def apart(alone: Job, folder: Path, octave: int, shared: Attempt, are_apart: bool) -> Attempt:
-    """Keep a model of pictures with a camera each, if shared ones leave many matches or cannot be true."""
+def apart(job: Job, folder: Path, octave: int, shared: Attempt) -> Attempt:
+    """Keep a model of pictures with a camera each, if shared ones leave many matches or cannot be true.
+
+    Where they cannot, the focal lengths with which the shared model fits best are a second start: a part of the matches
+    does not survive the network's, where half of the pictures are zoomed twofold.
+    """
+    focals_px = own_focals(job, shared.answer)
+    are_apart = focals_px is not None
     if not are_apart and (shared.answer.has.sum() < MANY or share(shared.answer) >= WELL):
         return shared
     best = shared
-    for attempt in attempts(alone, folder, octave, "alone"):
-        if is_better_alone(attempt.answer, best.answer, are_apart and best is shared):
-            best = attempt
-            best.answer.write(folder)
+    for name, start in (("alone", None), ("again", focals_px))[: 1 + are_apart]:
+        if best is not shared or (alone := job.each_alone(start)) is None:
+            break
+        for attempt in attempts(alone, folder, octave, name):
+            if is_better_alone(attempt.answer, best.answer, are_apart and best is shared):
+                best = attempt
+                best.answer.write(folder)
     if are_apart and best is shared:
-        best = best.with_note(DIFFERENT)
+        best = best.with_note("zoom", DIFFERENT)
         best.answer.write(folder)
     return best
 
@@ -150,9 +165,8 @@ def is_as_good(answer: Answer, shared: Answer, trusted: float = NEARLY) -> bool:
 
 def is_better_alone(alone: Answer, shared: Answer, are_apart: bool) -> bool:
     """Whether a camera for every view fits so much better than shared ones that these cannot be true."""
-    if are_apart:
-        fits_more = fitting(alone) > MORE * fitting(shared) or not shared.trusted.any()
-        return fits_more and alone.trusted.sum() >= shared.trusted.sum()
+    if are_apart and (fitting(alone) > MORE * fitting(shared) or not shared.trusted.any()):
+        return alone.trusted.sum() >= shared.trusted.sum()
     return value(alone)[:2] >= value(shared)[:2] and share(alone) > max(WELL, share(shared) + GAIN)
 
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from lean3r.inputs.pictures import Pictures
+from lean3r.refine import KnownCameras, RefineOptions, refine, worker
 from lean3r.refine.adjust import pincushion
 from lean3r.refine.built import NO_FOCAL, NO_LENS, why_made_up
 from lean3r.refine.features import camera_of
-from lean3r.refine.job import Group, Job, View
+from lean3r.refine.job import Answer, Group, Job, View
+from lean3r.refine.worker import Attempt
+from lean3r.types import Reconstruction
+
+sys.path.insert(0, str(Path(__file__).parent))
+import scenes
+
+GENEROUS = 300.0  # seconds: the tests share their processor
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 def job(groups: tuple[Group, ...], of_views: tuple[int, ...]) -> Job:
@@ -73,3 +87,66 @@ def test_how_far_a_lens_moves_the_corners_outwards(model: str, params: tuple[flo
 )
 def test_cameras_that_cannot_be_real_are_doubted(group: Group, params: tuple[float, ...], why: str | None) -> None:
     assert why_made_up(group, camera_of(replace(group, params=params)), 60.0) == why
+
+
+def refine_parts(folder: Path, boxes: Sequence[tuple[float, float, float, float]]) -> Reconstruction:
+    """The room, of whose pictures only these parts (left, top, right, bottom, as shares) are kept, enlarged again."""
+    poses = scenes.arc(len(boxes), step=0.5)
+    scenes.write(poses, folder)
+    for path, box in zip(sorted(folder.iterdir()), boxes, strict=True):
+        image = Image.open(path).convert("L")
+        (left, top, right, bottom), (width, height) = box, image.size
+        pixels = (left * width, top * height, right * width, bottom * height)
+        image.resize(image.size, Image.Resampling.BICUBIC, pixels).save(path)
+    return refine(scenes.scene(poses, focal=1.2), Pictures(folder), RefineOptions(seconds=GENEROUS))
+
+
+def codes(scene: Reconstruction) -> set[str]:
+    """Of its warnings."""
+    return {warning["code"] for warning in scene.info.get("warnings", [])}
+
+
+def test_half_of_the_pictures_zoomed_threefold(tmp_path: Path) -> None:
+    """Many matches do not survive the network's focal lengths, but those with which the shared model fits best."""
+    edge = (1 - 1 / 3) / 2
+    found = refine_parts(tmp_path, [WHOLE, (edge, edge, 1 - edge, 1 - edge)] * 3)
+    assert not codes(found)
+    focals = [lens.params[0] / scenes.FOCAL for lens in found.lenses]
+    np.testing.assert_allclose(focals, [1.0, 3.0] * 3, rtol=0.05)
+
+
+def test_pictures_of_which_no_camera_each_is_found_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It was a line of the log; scripts read the warnings."""
+    nothing, report = np.zeros(0), {"notes": [], "doubts": [None] * 6, "after": {"inliers": 9}, "matches": 9}
+    answer = Answer(nothing, np.ones(6, bool), (), (), (), nothing, nothing, nothing, nothing, nothing, report)
+    found = Attempt(answer, lambda: answer)
+    monkeypatch.setattr(worker, "attempts", lambda *_: iter(()))
+    monkeypatch.setattr(worker, "own_focals", lambda *_: np.full(6, np.nan))
+    monkeypatch.setattr(Answer, "write", lambda *_: None)
+    shared = Group(64, 48, "SIMPLE_RADIAL", (90.0, 32.0, 24.0, 0.0), assumed=True)
+    told = worker.apart(job((shared,), (0,) * 6), tmp_path, 0, found)
+    assert told.answer.report["notes"] == told.sharpened().report["notes"] == [("zoom", worker.DIFFERENT)]
+
+
+def test_pictures_cropped_off_their_middle_are_told(tmp_path: Path) -> None:
+    """They fit wrong focal lengths well: without the warning all views were certain."""
+    corners = ((0, 0, 0.8, 0.8), (0.2, 0, 1, 0.8), (0, 0.2, 0.8, 1), (0.2, 0.2, 1, 1))
+    assert codes(refine_parts(tmp_path, [corners[i % 4] for i in range(6)])) == {"cropped"}
+
+
+def test_whole_pictures_have_their_middle_where_it_is(tmp_path: Path) -> None:
+    assert not codes(refine_parts(tmp_path, [WHOLE] * 5))
+
+
+@pytest.mark.parametrize(("factor", "is_told"), [(1.0, False), (1.15, True)])
+@pytest.mark.parametrize("are_held", [False, True])
+def test_stated_focal_lengths_that_do_not_fit_are_told(
+    factor: float, is_told: bool, are_held: bool, tmp_path: Path
+) -> None:
+    poses = scenes.arc(5)
+    scenes.write(poses, tmp_path)
+    stated = np.stack([np.diag([factor, factor, 1]) @ scenes.INTRINSICS] * 5)
+    stated[:, :2, 2] = scenes.INTRINSICS[:2, 2]
+    known = KnownCameras(intrinsics=stated, cam_from_world=poses if are_held else None)
+    found = refine(scenes.scene(poses), Pictures(tmp_path), RefineOptions(seconds=GENEROUS), known=known)
+    assert ("known-focal-length" in codes(found)) == is_told
