@@ -146,7 +146,8 @@ class MultiHead:
         """See ForeignAttention."""
         layers = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
         for name, module in layers:
-            if not module._qkv_same_embed_dim or module.bias_k is not None or module.add_zero_attn:
+            same_width = module._qkv_same_embed_dim or isinstance(module, Adopted)
+            if not same_width or module.bias_k is not None or module.add_zero_attn:
                 raise UsageError(f"{name} has keys of another width or extra keys: write your own adapter for it.")
         return [Site(name, role, m.embed_dim, m.num_heads) for name, m, role in with_roles(layers, self.role)]
 
@@ -266,12 +267,17 @@ class Adopted:
         return self.adapter.output(self, mechanism(p, self.watch.layout(tokens)), *inputs, **named)
 
 
-def adopt(model: nn.Module, names: Sequence[str], adapter: ForeignAttention) -> None:
-    """Make the attention layers at these paths run a mechanism, in place; at first it is dense."""
-    watch = Watch(adapter)
+def refuse_nested_tensors(model: nn.Module) -> None:
+    """Make nn.TransformerEncoder, in place, mask padding instead of cutting it off: neither mechanisms nor rounded
+    linear layers take the nested tensors that the layers of an encoder would get."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
+
+
+def adopt(model: nn.Module, names: Sequence[str], adapter: ForeignAttention) -> None:
+    """Make the attention layers at these paths run a mechanism, in place; at first it is dense."""
+    watch = Watch(adapter)
     model.register_forward_pre_hook(watch, with_kwargs=True)
     for name in names:
         attention = model.get_submodule(name)

@@ -16,7 +16,7 @@ from torch import nn
 
 from lean3r.attention import ATTENTION
 from lean3r.attention.base import Mechanism
-from lean3r.compress.foreign import Adopted, ForeignAttention, adopt, map_sites
+from lean3r.compress.foreign import Adopted, ForeignAttention, adopt, map_sites, refuse_nested_tensors
 from lean3r.compress.fp8_linear import Quantized, deploy, insert
 from lean3r.compress.linears import sites_of
 from lean3r.compress.plan import FROM_MODEL, CompressionPlan, Step, resolve_plan
@@ -110,6 +110,7 @@ def apply(
             "(lean3r.train.lora.merge_lora), then quantise."
         )
     model = copy_sharing_parameters(model)
+    refuse_nested_tensors(model)
     changes: list[Change | Quantized] = []
     if adapter is not None:
         map_sites(model, adapter)

@@ -101,7 +101,7 @@ def export_model(model: Backbone, path: str | Path, *, many_views: bool = False,
 
 
 def _export(model: Backbone, path: Path, kind: str, limits: Limits) -> Exported:
-    program, replaces = trace(model, limits), path.exists()
+    replaces = path.exists()
     sizes = {
         "fewest_views": limits.fewest,
         "views": limits.views,
@@ -112,8 +112,8 @@ def _export(model: Backbone, path: Path, kind: str, limits: Limits) -> Exported:
     facts = {"model": model.name, "licence": model.licence, "resolution": model.resolution, "limits": sizes}
     facts["plan"] = None if model.plan is None else model.plan.name
     try:
-        with temporary_folder("export", path.parent) as folder:
-            new = folder / path.name
+        with temporary_folder("export", path.parent) as folder:  # first: recording takes minutes
+            program, new = trace(model, limits), folder / path.name
             details, run = _write(kind, program, new, facts, limits)
             differences = None if run is None else compare(model, run, limits)
             _check(path, differences)

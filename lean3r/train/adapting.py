@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lean3r.attention import ATTENTION
 from lean3r.compress.plan import FROM_MODEL, CompressionPlan, Step
-from lean3r.errors import UsageError
+from lean3r.errors import UsageError, WeightsError
 from lean3r.train.checkpoints.state import write_atomically
 from lean3r.train.config import TrainConfig
 from lean3r.train.distributed import current_world, is_main_process
@@ -158,10 +158,19 @@ def read_choice(folder: Path) -> dict[str, Any] | None:
 
 
 def load_phase(model: nn.Module, folder: Path, *, keep: bool = False, file: str = "weights.safetensors") -> None:
-    """Fill a network with the averaged weights of a finished phase: adapters merged, or added to it (`keep`)."""
+    """Fill a network with the averaged weights of a finished phase: adapters merged, or added to it (`keep`).
+    WeightsError if their file is damaged."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors, chosen = load_file(folder / file), read_choice(folder)
+    try:
+        tensors = load_file(folder / file)
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{folder / file} is damaged or truncated ({error}). Delete it and resume the run: the phase then writes "
+            "it again, from its last checkpoint."
+        ) from error
+    chosen = read_choice(folder)
     if chosen is not None and keep:
         add_to(model, chosen)
     elif chosen is not None:

@@ -28,6 +28,10 @@ def run_folder(out: Path, recipe: Mapping[str, Any], resume: bool, writes: Seque
     if not is_main_process():
         yield
         return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"'{out}' cannot be the folder of a run: {error.strerror}. Use another -o.") from error
     with lock_folder(out, patience_s=0):
         for leftover in out.glob(f".{RECIPE_FILE}.*.partial"):
             leftover.unlink()

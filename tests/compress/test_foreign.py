@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lean3r.attention.base import recording
 from lean3r.attention.dense import Dense
-from lean3r.compress import compress
+from lean3r.compress import compress, prepare
 from lean3r.compress.foreign import ForeignAttention, FusedQkv, MultiHead
 from lean3r.errors import UsageError
 from lean3r.testing import assert_rms
@@ -62,6 +62,26 @@ def test_transformer_encoder(batch_first: bool, norm_first: bool) -> None:
         with torch.set_grad_enabled(grad):
             found, expected = (m(x, src_key_padding_mask=padding) for m in (converted, model))
         assert_rms(found[kept], expected[kept], 1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "fp8-weight", "int8-dynamic"])
+def test_rounded_layers_of_an_encoder_get_padding_not_nested_tensors(scheme: str) -> None:
+    model, x, padding = encoder(True, False), torch.randn(2, 62, 32), torch.zeros(2, 62, dtype=torch.bool)
+    padding[1, 40:] = True
+    plan = {"steps": [{"quantize": scheme, "target": "every linear"}]}
+    for rounded in (compress(model, plan), prepare(model, plan)):
+        with torch.inference_mode():
+            found, expected = (m(x, src_key_padding_mask=padding)[~padding] for m in (rounded, model))
+        assert_rms(found, expected, 0.1)
+    assert model.use_nested_tensor
+
+
+def test_a_sparse_encoder_can_be_rounded_too() -> None:
+    sparse = compress(encoder(True, False), {"steps": [everything(top_k=1)]}, adapter=MultiHead(grid))
+    x = torch.randn(2, 31, 32)
+    with torch.inference_mode():
+        found = [prepare(sparse, "fp8-weight", adapter=adapter)(x) for adapter in (None, MultiHead(grid))]
+    assert torch.equal(*found)
 
 
 def test_fused_paths_do_not_pass_the_mechanism_by() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import sys
@@ -193,6 +194,13 @@ def test_bad_calls_are_told_before_any_work(nano: Nano, tmp_path: Path, monkeypa
     ):
         with pytest.raises(UsageError, match=said):
             export_model(nano, tmp_path / name)
+
+    def refused(*call: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch, pytest.raises(UsageError, match=r"cannot write .*new\.pt2: Permission denied"):
+        patch.setattr(exports, "temporary_folder", refused)
+        export_model(nano, tmp_path / "new.pt2")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingExtraError, match=r"lean3r\[onnx\]"):
         export_model(nano, tmp_path / "nano.onnx")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
+from torch import nn
 
-from lean3r.errors import UsageError
+from lean3r.errors import UsageError, WeightsError
 from lean3r.train import DISTILLATIONS
+from lean3r.train.adapting import load_phase
 from lean3r.train.checkpoints.state import lock_folder
 from lean3r.train.recipes.sources import Data, Source
 from lean3r.train.runs import keep_recipe, run_folder
@@ -30,6 +34,26 @@ def test_folders_that_are_not_runs_are_not_overwritten(tmp_path: Path, name: str
         (tmp_path / "nano.safetensors").touch()
     with run_folder(tmp_path, RECIPE, True, ["phase-1", "nano.safetensors"]):
         assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_a_file_is_no_folder_of_a_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with (
+        pytest.raises(UsageError, match="cannot be the folder of a run"),
+        run_folder(tmp_path / name, RECIPE, False, []),
+    ):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_damaged_weights_of_a_phase_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file(nn.Linear(4, 4).state_dict(), path)
+    for size in (100, 20, 0):
+        os.truncate(path, size)
+        with pytest.raises(WeightsError, match=r"weights\.safetensors is damaged .* Delete it and resume"):
+            load_phase(nn.Linear(4, 4), tmp_path)
 
 
 def test_resuming_nothing_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
