@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -56,5 +57,7 @@ class ExportPage:
             sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         total = sum(sizes.values())
         console.line("size", f"{total / 1e6:.1f} MB")
-        console.line("next", f"python -m http.server -d {self.out} 8000, then open http://localhost:8000/")
+        console.line(
+            "next", f"python -m http.server -d {shlex.quote(str(self.out))} 8000, then open http://localhost:8000/"
+        )
         print(json.dumps({"page": str(self.out), "bytes": total, "files": sizes}) if self.json else self.out)

@@ -211,7 +211,7 @@ class Reconstruct:
             with console.stage("writing"):
                 from lean3r.pipeline.record import with_settings
 
-                settings = {"inputs": self.inputs, "format": formats, **as_record(scale, export)}
+                settings = {"format": formats, **as_record(scale, export)}
                 settings |= {"model_loaded": name, "model_reason": reason}
                 scene = with_settings(scene, shlex.join(sys.argv), settings)
                 files = write_all(scene, directory, formats, export.with_pictures(pictures, uses, scene.sources))
@@ -327,11 +327,12 @@ def describe_known(known: Mapping) -> str:
     return "; ".join(parts)
 
 
-def describe_refinement(report: Mapping) -> str:
-    """The outcome of a refinement, and the reprojection error before and after."""
+def describe_refinement(report: Mapping, are_given: bool = False) -> str:
+    """The outcome of a refinement, of cameras that may all be given, and the reprojection error before and after."""
     if report["status"] == "kept":
         return f"none, the cameras are kept as they were: {report['reason']}"
-    how = "from the predicted cameras" if report["status"] == "refined" else "from matches alone (fallback)"
+    start = "with the given poses" if are_given else "from the predicted cameras"
+    how = start if report["status"] == "refined" else "from matches alone (fallback)"
     error = report["error_px"]
     views = (
         f"{report['trusted']} of {len(report['views'])} views"
@@ -372,11 +373,12 @@ def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
     gpu = scene.info.get("peak_gpu_memory_mb")
     known, masks = scene.info.get("known"), scene.info.get("masks")
+    are_given = bool(scene.registration) and set(scene.registration) == {"given"}
     return [
         *(("warning", describe_warning(warning)) for warning in done["warnings"]),
         ("views", f"{len(scene.names):,} used"),
         *([("cameras", describe_known(known))] if known else []),
-        *([("refinement", describe_refinement(report))] if (report := scene.info.get("refinement")) else []),
+        *([("refinement", describe_refinement(report, are_given))] if (report := scene.info.get("refinement")) else []),
         *([("depth", describe_stereo(report))] if (report := scene.info.get("stereo")) else []),
         *([("masks", f"{masks['views']:,} of {len(scene.names):,} views have one")] if masks else []),
         *(("skipped", text) for text in group_skips(scene.skipped)),

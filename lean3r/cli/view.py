@@ -148,7 +148,7 @@ class View:
             print(json.dumps({"address": server.address}) if self.json else server.address, flush=True)
             if self.no_browser or not open_page(server.address):
                 why = "" if self.no_browser else "no browser was found: "
-                console.line("view", f"{why}open {server.address} in one on this machine; Ctrl-C ends it")
+                console.line("view", f"{why}open {server.address} in a browser on this machine; Ctrl-C ends it")
             else:
                 console.line("view", "the browser shows it; Ctrl-C ends it")
             server.wait()

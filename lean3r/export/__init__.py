@@ -150,7 +150,7 @@ def export(
         _check(options, chosen)
     with atomic_folder(out, overwrite=overwrite) as directory:
         write_all(_with_record(_with_caution(reconstruction, chosen, options), options), directory, chosen, options)
-    return Path(out)
+    return Path(out).expanduser()
 
 
 def _check(options: ExportOptions, chosen: Sequence[str]) -> None:

@@ -254,7 +254,7 @@ class _Adding:
         if "refinement" in part.info:
             said["refinement"] = {k: v for k, v in part.info["refinement"].items() if k != "views"}
         record = {
-            "inputs": list(pictures.inputs),
+            "inputs": list(pictures.places),
             "views": dict(self.names),
             "recalled": [scene.names[view] for view in chosen.views],
             "certain": len(self.names) - len(doubted),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import os
 import shutil
 import weakref
 from collections import deque
@@ -90,6 +91,10 @@ class Pictures:
         values = arrays.separate(inputs)
         paths = [value for value in values if isinstance(value, str | Path)]
         self.inputs = tuple(arrays.describe(value) for value in values)
+        self.places = tuple(
+            os.path.abspath(Path(value).expanduser()) if isinstance(value, str | Path) else arrays.describe(value)
+            for value in values
+        )
         self.frames, self.keep_frames = frames or FrameChoice(), keep_frames
         self._mask_folder = None if masks is None else Path(masks)
         self._listing = find_pictures(paths, arrays.stills_of_all([v for v in values if not isinstance(v, str | Path)]))

@@ -132,7 +132,7 @@ def reconstruct(
     scene, content = predict_scene(model, read, run, points.keep_sky, fit, observer, group)
     options = (FrameChoice() if files is None else files.frames, known, run, stereo, points)
     folder = None if masking is None else str(masking.folder)
-    more = {"masks": folder} | ({} if files is None else {"inputs": list(files.inputs)})
+    more = {"masks": folder} | ({} if files is None else {"inputs": list(files.places)})
     info = scene.info | record_of(model, options, refining, fit, more)
     if group is not None:
         info["processes"] = group.size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +22,6 @@ from lean3r.types import Reconstruction, with_warning
 if TYPE_CHECKING:
     from lean3r.inputs.pictures import Pictures
 
-logger = logging.getLogger("lean3r")
-
 # East, north, up to the world's axes: x east, y down, z north, so y points down as in every other result.
 WORLD_FROM_ENU = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 UP = (0.0, -1.0, 0.0)  # in the world of `with_places`
@@ -37,6 +34,13 @@ EXIF_GPS = 0x8825
 ONE_PLACE = (
     "which does not determine the scale. Use --scale with a known distance between two cameras instead of --gps."
 )
+SHORT = (
+    "{} and {} are close together for the size of this scene: errors of their distance are magnified in the scale; "
+    "choose two pictures farther apart"
+)
+ANY_TWO = "only {} of {} GPS positions fit the cameras, which any two do: the scale and the directions are uncertain"
+ON_A_LINE = "the GPS positions lie on a line: up is taken from the pictures, which are assumed to be level"
+NEAR = "the pictures were taken within about {:.0f} m, and GPS is accurate to about {:.0f} m: the scale is only rough"
 STRAIGHT_DOWN = (
     "all cameras look straight down: the focal length and the height of the flight can hardly be told apart, and "
     "heights may be off by several per cent of it; give the focal length (--intrinsics), or oblique pictures too"
@@ -114,12 +118,7 @@ def with_distance(reconstruction: Reconstruction, known: Distance) -> Reconstruc
             "Choose two pictures taken well apart."
         )
     if apart < 0.2 * size:
-        logger.warning(
-            "%s and %s are close together for the size of this scene: errors of their distance are magnified in the "
-            "scale; choose two pictures farther apart",
-            first,
-            second,
-        )
+        reconstruction = with_warning(reconstruction, "rough-scale", SHORT.format(first, second), views)
     scale = known.metres / apart
     said = {"first": first, "second": second, "metres": known.metres}
     info = {**reconstruction.info, "known_distance": {**said, "units_per_metre": 1 / scale}}
@@ -148,24 +147,16 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
     is_confirmed = int(used.sum()) >= FEWEST_PLACES
     is_line = not is_confirmed or any(map(_on_line, (target[used], centres[used])))
     if not is_confirmed:
-        logger.warning(
-            "only %d of %d GPS positions fit the cameras, which any two do: the scale and the directions are uncertain",
-            used.sum(),
-            len(views),
-        )
+        reconstruction = with_warning(reconstruction, "rough-scale", ANY_TWO.format(used.sum(), len(views)))
     if is_line:
-        logger.warning("the GPS positions lie on a line: up is taken from the pictures, which are assumed to be level")
+        reconstruction = with_warning(reconstruction, "positions-on-a-line", ON_A_LINE)
         fit = _level(fit, reconstruction.cam_from_world[reconstruction.is_certain], target[used])
     away = _away(fit, centres, target)
     off = np.linalg.norm(away if has_height else away[:, [0, 2]], axis=1)
     extent = float(np.sqrt(((target[used] - target[used].mean(axis=0)) ** 2).sum(axis=1).mean()))
     rms = float(np.sqrt((off[used] ** 2).mean()))
     if extent < 3 * max(rms, TYPICAL_GPS_M):
-        logger.warning(
-            "the pictures were taken within about %.0f m, and GPS is accurate to about %.0f m: the scale is only rough",
-            2 * extent,
-            max(rms, TYPICAL_GPS_M),
-        )
+        reconstruction = with_warning(reconstruction, "rough-scale", NEAR.format(2 * extent, max(rms, TYPICAL_GPS_M)))
     said = {
         "pictures": len(views),
         "used": int(used.sum()),

@@ -52,7 +52,7 @@ def read_content(folder: str | Path, stored: Sequence[str | Path] = ()) -> Conte
     if not len(cameras) and not len(points):
         raise InputError(
             f"{shown} has neither cameras nor points that can be read ({CAMERAS}, {PREDICTIONS}, {POINTS}); expected "
-            "a result of lean3r."
+            "a result of lean3r, made with --format cameras, npz or ply among others."
         )
     album = FolderAlbum(folder, cameras, Maps.of(arrays, len(cameras)), manifest, stored)
     if len(points) and album.maps is not None and (points.view < 0).all():
@@ -109,6 +109,8 @@ def _manifest(folder: Path, notes: list[str]) -> Mapping[str, Any]:
     gone = sorted(name for name in names if not is_file(folder / name))
     if gone:
         notes.append(f"Missing files: {_few(gone)}.")
+    if names and not {CAMERAS, PREDICTIONS} & set(names):
+        notes.append(f"Cameras are in neither {CAMERAS} nor {PREDICTIONS}: add cameras to --format.")
     return manifest
 
 

@@ -338,3 +338,14 @@ def test_colours_keep_their_meaning_in_pictures_that_are_turned(tmp_path: Path) 
             assert image.info["icc_profile"] == (grey if path.name == "d.jpg" else profile), path.name
     read = {name: image.info.get("icc_profile") for name, image in pictures.read(pictures.names, 1000)}
     assert [read[name] for name in pictures.names] == [profile, profile, profile, None], "RGB has no profile for grey"
+
+
+def test_pictures_say_where_they_are_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result that named them from the folder of its run was shown with other pictures from the next one."""
+    image = Image.fromarray(np.full((32, 40, 3), 90, np.uint8))
+    (tmp_path / "photos").mkdir()
+    image.save(tmp_path / "photos" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert Pictures("photos").places == Pictures(Path("photos/")).places == (str(tmp_path / "photos"),)
+    assert Pictures("photos/*.png").places == (str(tmp_path / "photos" / "*.png"),)
+    assert Pictures([image]).places == Pictures([image]).inputs

@@ -156,8 +156,9 @@ def test_gps_gives_metres_axes_and_its_accuracy(caplog):
     assert found.scale == "metric" and found.sparse.xyz.shape == (1, 3)
     json.dumps(found.info)
     caplog.clear()
-    with_places(scene, places_of(scene, np.random.default_rng(0), 1.0, 1.0))
+    near = with_places(scene, places_of(scene, np.random.default_rng(0), 1.0, 1.0))
     assert "the scale is only rough" in caplog.text
+    assert [warning["code"] for warning in near.info["warnings"]] == ["rough-scale"]
 
 
 @pytest.mark.parametrize("wrong", ["uncertain", "far off"])

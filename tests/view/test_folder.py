@@ -118,6 +118,16 @@ def test_cameras_that_are_none_leave_the_cloud(copy: Path, damage: dict[str, obj
     json.dumps(Package(content).header, allow_nan=False)
 
 
+def test_cameras_in_formats_that_are_not_read_are_told(copy: Path) -> None:
+    about = json.loads((copy / "manifest.json").read_text())
+    for name in ("cameras.json", "predictions.npz"):
+        (copy / name).unlink()
+        about["files"].remove(name)
+    (copy / "manifest.json").write_text(json.dumps(about))
+    notes = read_content(copy).notes
+    assert "Cameras are in neither cameras.json nor predictions.npz: add cameras to --format." in notes
+
+
 def test_nothing_to_show(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         read_content(tmp_path / "none")
