@@ -153,7 +153,8 @@ class Source:
         is_one = isinstance(source, bytes | Mapping | Set) or 1 < getattr(source, "ndim", 0) < 4  # one picture
         if isinstance(source, Iterable) and not is_one:
             return type(source).__name__, False
-        shape = f" of shape {tuple(source.shape)}" if hasattr(source, "shape") else ""
+        shape = getattr(source, "shape", None)
+        shape = "" if shape is None else f" of shape {tuple(shape)}"
         raise InputError(
             f"the source is a {type(source).__name__}{shape}; expected a file, a folder, camera:0, or an iterator of "
             "pictures."
