@@ -122,7 +122,8 @@ class Pictures:
     def of_stills(cls, stills: Sequence[Still], inputs: Sequence[str]) -> Pictures:
         """Picture files that were listed before, in this order and under their names; `inputs` says where they are."""
         made = cls.__new__(cls)
-        made.inputs, made.frames, made.keep_frames, made._mask_folder = tuple(inputs), FrameChoice(), False, None
+        made.inputs = made.places = tuple(inputs)
+        made.frames, made.keep_frames, made._mask_folder = FrameChoice(), False, None
         made._listing = Listing(tuple(stills), ())
         made._choose()
         return made

@@ -94,7 +94,8 @@ class Recent(Pictures):
     ) -> None:
         self.kept, self.meeting, self.joined = kept, meeting, tuple(joined)
         self.chain = not meeting
-        self.inputs, self.frames, self.keep_frames = ("a stream",), FrameChoice(), False
+        self.inputs = self.places = ("a stream",)
+        self.frames, self.keep_frames = FrameChoice(), False
         self._keyframes = {keyframe.name: keyframe for keyframe in keyframes}
         self._prediction: Prediction | None = None
         self.names = tuple(self._keyframes)
