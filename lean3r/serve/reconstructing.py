@@ -89,7 +89,8 @@ class Reconstructions:
 
         scene, pictures = reconstruct_files(list(task.names), choices, load, observer)
         with observer.stage("writing"):
-            settings = {"format": list(formats), **as_record(scale, export), "model_loaded": name}
+            settings = {"inputs": list(task.names), "format": list(formats), **as_record(scale, export)}
+            settings |= {"model_loaded": name}
             scene = with_settings(scene, f"lean3r serve, job {task.job}", settings)
             task.out.mkdir()
             files = write_all(scene, task.out, formats, export.with_pictures(pictures, uses, scene.sources))
