@@ -122,7 +122,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "sudo chown 10001 deploy/token.txt": ENGINE,
         "docker compose -f deploy/compose.yaml --profile cpu up -d": ENGINE,
         "docker compose -f deploy/compose.yaml --profile cuda up -d": ENGINE,
-        "sudo python3 -m venv /opt/lean3r && sudo /opt/lean3r/bin/pip install 'lean3r[serve]'": DOWNLOADS,
+        "sudo python3 -m venv /opt/lean3r && sudo /opt/lean3r/bin/pip install torch==2.13.0 '.[serve]'": DOWNLOADS,
         "sudo install -D -m 600 deploy/token.txt /etc/lean3r/token": SYSTEM,
         "sudo install -m 644 deploy/lean3r.service /etc/systemd/system/": SYSTEM,
         "sudo systemctl enable --now lean3r": SYSTEM,
