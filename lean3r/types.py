@@ -310,6 +310,11 @@ class Reconstruction(_Shown):
         return certain | (not certain.any())
 
     @property
+    def are_given(self) -> bool:
+        """Whether the poses of all views are known ones."""
+        return bool(self.registration) and set(self.registration) == {"given"}
+
+    @property
     def certain_depth(self) -> np.ndarray:
         """Depth [S, H, W] as the other views may rely on it: 0 in views that are marked as uncertain."""
         return np.where(self.is_certain[:, None, None], self.depth, 0)

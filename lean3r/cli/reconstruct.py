@@ -327,7 +327,7 @@ def describe_known(known: Mapping) -> str:
     return "; ".join(parts)
 
 
-def describe_refinement(report: Mapping, are_given: bool = False) -> str:
+def describe_refinement(report: Mapping, are_given: bool) -> str:
     """The outcome of a refinement, of cameras that may all be given, and the reprojection error before and after."""
     if report["status"] == "kept":
         return f"none, the cameras are kept as they were: {report['reason']}"
@@ -373,12 +373,12 @@ def summary_rows(scene: Reconstruction, done: Mapping) -> list[tuple[str, str]]:
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
     gpu = scene.info.get("peak_gpu_memory_mb")
     known, masks = scene.info.get("known"), scene.info.get("masks")
-    are_given = bool(scene.registration) and set(scene.registration) == {"given"}
+    refinement = scene.info.get("refinement")
     return [
         *(("warning", describe_warning(warning)) for warning in done["warnings"]),
         ("views", f"{len(scene.names):,} used"),
         *([("cameras", describe_known(known))] if known else []),
-        *([("refinement", describe_refinement(report, are_given))] if (report := scene.info.get("refinement")) else []),
+        *([("refinement", describe_refinement(refinement, scene.are_given))] if refinement else []),
         *([("depth", describe_stereo(report))] if (report := scene.info.get("stereo")) else []),
         *([("masks", f"{masks['views']:,} of {len(scene.names):,} views have one")] if masks else []),
         *(("skipped", text) for text in group_skips(scene.skipped)),

@@ -55,8 +55,7 @@ def refine_scene(
         result = _keep(scene, str(error))
     report = result.info["refinement"]
     if report["status"] == "kept" and len(scene.sources) > 1:
-        are_given = bool(scene.registration) and set(scene.registration) == {"given"}
-        whose = "the given ones" if are_given else "the network's"
+        whose = "the given ones" if scene.are_given else "the network's"
         result = with_warning(result, "not-refined", NOT_REFINED.format(report["reason"], whose))
     return result
 
