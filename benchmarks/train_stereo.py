@@ -5,8 +5,8 @@
 
 Goes on where an interrupted run stopped. FOLDER has photographs that are mixed with the procedural textures; FILE has
 weights to begin with: give another seed, for new scenes. Half of the priors have the errors of nano's depth. Writes
-stereo.safetensors into the run's folder, matrices in float16. On one core of a processor that multiplies bfloat16 a
-step takes about two seconds. Judge the weights by benchmarks/depth.py --net FILE.
+stereo.safetensors into the run's folder, kernels in int8. On one core of a processor that multiplies bfloat16 a step
+takes about two seconds. Judge the weights by benchmarks/depth.py --net FILE.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 import lean3r
 from lean3r.data.base import SceneBatch
 from lean3r.data.world.synthetic import SyntheticWorld
-from lean3r.models.checkpoint import halved, save_weights
+from lean3r.models.checkpoint import save_weights
 from lean3r.ops.dispatch import has_fast_bfloat16
 from lean3r.stereo.network import StereoNet
-from lean3r.stereo.weights import load_net
+from lean3r.stereo.weights import in_bytes, load_net
 from lean3r.train.checkpoints.state import checkpoints
 from lean3r.train.config import OptimConfig, Stage, TrainConfig
 from lean3r.train.loop import fit, seed_everything
@@ -80,7 +80,7 @@ def train(out: Path, textures: str | None, steps: int, weights: Path | None, see
     if done.stopped_by is not None:
         raise SystemExit(f"stopped at step {done.step} of {steps}; the same command goes on from there")
     path = out / "stereo.safetensors"
-    save_weights(halved(load_file(out / "weights.safetensors")), path, {"model": "stereo"})  # the averaged ones
+    save_weights(in_bytes(load_file(out / "weights.safetensors")), path, {"model": "stereo"})  # the averaged ones
     return path
 
 

@@ -26,7 +26,7 @@ from lean3r.stereo.network import StereoNet
 from lean3r.stereo.options import StereoOptions
 from lean3r.stereo.posed import Depths
 from lean3r.stereo.rays import pinhole_slopes, rays_into
-from lean3r.stereo.weights import load_net
+from lean3r.stereo.weights import in_bytes, load_net
 from lean3r.types import Lens
 
 
@@ -85,7 +85,7 @@ def test_wrong_cameras_are_noticed() -> None:
     assert [w["code"] for w in after.info["warnings"]] == ["stereo-kept"]
 
 
-@pytest.mark.parametrize("seed", [1, 3])
+@pytest.mark.parametrize("seed", [5, 9])
 def test_cameras_that_look_elsewhere_are_noticed(seed: int) -> None:
     """Some more pixels agree, by chance, while most differ as before, or more."""
     before = scene(truth(2))
@@ -208,10 +208,32 @@ def test_all_of_the_network_learns() -> None:
     assert all(np.isfinite(float(value)) for value in terms.values())
 
 
+def test_weights_travel_in_bytes(tmp_path: Path) -> None:
+    """Kernels lose half a step at most, also those of a channel that is zero; what is not a kernel loses nothing, and
+    files without steps are read, too."""
+    torch.manual_seed(0)
+    net = StereoNet()
+    assert not net.encoder.stem[2].second.weight.any()  # where a residual begins
+    for name, stored in (
+        ("bytes", in_bytes(net.state_dict())),
+        ("half", {n: v.half() for n, v in net.state_dict().items()}),
+    ):
+        save_file(stored, tmp_path / name)
+    size = (tmp_path / "bytes").stat().st_size
+    assert size < 0.55 * (tmp_path / "half").stat().st_size
+    assert torch.equal(load_net(tmp_path / "half").decide.enter[0].weight, net.decide.enter[0].weight.half().float())
+    for (name, before), after in zip(net.state_dict().items(), load_net(tmp_path / "bytes").parameters(), strict=True):
+        if before.ndim == 1:
+            assert torch.equal(before, after), name
+            continue
+        step = before.flatten(1).abs().amax(1) / 127
+        assert ((before - after).flatten(1).abs().amax(1) <= 0.501 * step).all(), name
+
+
 def test_the_network_measures_around_a_prior(tmp_path: Path) -> None:
     """Untrained it knows nothing, but stays within its reach, gives finite depth of any size, and travels by file."""
     torch.manual_seed(0)
-    save_file({name: value.half() for name, value in StereoNet().state_dict().items()}, tmp_path / "net.safetensors")
+    save_file(in_bytes(StereoNet().state_dict()), tmp_path / "net.safetensors")
     before = scene(truth(3, 3, 97, 131), truth(3, 3, 97, 131).depth[0])
     found: list[Depths] = []
 
