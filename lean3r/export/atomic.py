@@ -6,10 +6,11 @@ import contextlib
 import errno
 import glob
 import json
+import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -17,7 +18,10 @@ from lean3r.errors import UsageError
 from lean3r.export import placing
 from lean3r.scratch import DISK_FULL, LOCK, find_parts, held, hold, is_part, part_name, release, remove_leftover
 
+logger = logging.getLogger("lean3r")
+
 MANIFEST = "manifest.json"
+SHOWN = 3  # names in a warning
 _LARGEST = 1 << 28  # bytes of a manifest
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _SYSTEM = "lost+found"  # a folder in every new ext4 file system
@@ -204,8 +208,27 @@ def _place(work: Path, target: Path, shown: str, overwrite: bool) -> None:
     listed = old or frozenset()
     if conflict := placing.find_conflict(new, target, listed):
         _place_beside(work, target, shown, conflict)
+    if old is not None:
+        _warn_of_strangers(new, target, old, shown)
     may_swap = not work.is_relative_to(target) and not _is_here(target)
     placing.commit(work, target, listed, swap=may_swap)
+
+
+def _warn_of_strangers(new: Path, target: Path, listed: Collection[str], shown: str) -> None:
+    """Log which files of others stay in or beside the folders of a result that is replaced: trainers store copies there
+    (sparse/0/points3D.ply, images_4_png/), and would take those of the older result for those of the new one."""
+    ours = tuple({f"{name.partition('/')[0]}_" for name in (*listed, *placing.files_of(new)) if "/" in name})
+    others = [name for name in placing.files_of(target) if "/" in name and name not in listed]
+    stay = [name for name in others if f"{name.partition('/')[0]}_".startswith(ours) and "/." not in name]
+    if stay:
+        more = f" and {len(stay) - SHOWN:,} more" if len(stay) > SHOWN else ""
+        logger.warning(
+            "%s keeps files that are no part of the result: %s%s. If another program made them of the older result, it "
+            "would take them for those of the new one: remove them first",
+            shown,
+            ", ".join(stay[:SHOWN]),
+            more,
+        )
 
 
 def _is_here(target: Path) -> bool:

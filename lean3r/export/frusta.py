@@ -31,15 +31,24 @@ def frustum_corners(reconstruction: Reconstruction) -> np.ndarray:
 
 def frustum_reach(reconstruction: Reconstruction) -> float:
     """Half diagonal of a frustum's picture in world units: large enough to see, too small for neighbours to overlap."""
-    depth = reconstruction.depth
-    known = depth[np.isfinite(depth) & (depth > 0)]
-    typical = float(np.median(known[:: 1 + known.size // 1_000_000])) if known.size else 1.0
+    typical = _typical_depth(reconstruction)
     centres = camera_centres(reconstruction.cam_from_world)
     if len(centres) < 2:
         return 0.08 * typical
     # Camera by camera: all distances of thousands of cameras at once take gigabytes. The smallest one is to itself.
     nearest = [np.partition(np.linalg.norm(centres - centre, axis=1), 1)[1] for centre in centres]
     return float(np.clip(0.5 * np.median(nearest), 0.02 * typical, 0.08 * typical))
+
+
+def _typical_depth(reconstruction: Reconstruction) -> float:
+    """The median depth, or, of a scene that has only triangulated points, that of these; 1 if nothing is known."""
+    depth = reconstruction.depth
+    known = depth[np.isfinite(depth) & (depth > 0)]
+    if not known.size:
+        points = reconstruction.points
+        pose = reconstruction.cam_from_world[points.view, 2]
+        known = np.einsum("pc,pc->p", points.xyz, pose[:, :3]) + pose[:, 3]
+    return float(np.median(known[:: 1 + known.size // 1_000_000])) if known.size else 1.0
 
 
 def camera_centres(cam_from_world: np.ndarray) -> np.ndarray:

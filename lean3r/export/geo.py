@@ -185,6 +185,15 @@ def registered(crs: str) -> CRS:
     return system
 
 
+def wkt_of(system: CRS) -> str:
+    """A system in the WKT of 2001, which LAS 1.4 names and all readers know; in the newer one if it lacks the
+    projection."""
+    try:
+        return system.to_wkt("WKT1_GDAL")
+    except pyproj().exceptions.CRSError:
+        return system.to_wkt()
+
+
 def check() -> None:
     """MissingExtraError unless the packages of the extra `geo` are installed."""
     for of in (pyproj, laspy, rasterio):

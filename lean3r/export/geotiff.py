@@ -44,14 +44,19 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     paths = [directory / "elevation.tif", directory / "orthophoto.tif"]
     known = np.isfinite(ground.height)
     heights = np.where(known, ground.height, NOTHING).astype(np.float32)
-    with library.open(paths[0], "w", count=1, dtype="float32", nodata=NOTHING, **profile, **tiled) as file:
-        file.write(heights, 1)
-        file.set_band_description(1, f"height, unit: {frame.unit}")
-    with library.open(paths[1], "w", count=4, dtype="uint8", photometric="RGB", **profile, **tiled) as file:
-        for band in range(3):
-            file.write(np.where(ground.seen, ground.rgb[..., band], 0).astype(np.uint8), band + 1)
-        file.write(np.where(ground.seen, 255, 0).astype(np.uint8), 4)
-        file.colorinterp = [getattr(library.enums.ColorInterp, name) for name in ("red", "green", "blue", "alpha")]
+    # In memory first: a library that writes to the disk itself says nothing if that is full.
+    with library.MemoryFile() as memory:
+        with memory.open(count=1, dtype="float32", nodata=NOTHING, **profile, **tiled) as file:
+            file.write(heights, 1)
+            file.set_band_description(1, f"height, unit: {frame.unit}")
+        paths[0].write_bytes(memory.read())
+    with library.MemoryFile() as memory:
+        with memory.open(count=4, dtype="uint8", photometric="RGB", **profile, **tiled) as file:
+            for band in range(3):
+                file.write(np.where(ground.seen, ground.rgb[..., band], 0).astype(np.uint8), band + 1)
+            file.write(np.where(ground.seen, 255, 0).astype(np.uint8), 4)
+            file.colorinterp = [getattr(library.enums.ColorInterp, name) for name in ("red", "green", "blue", "alpha")]
+        paths[1].write_bytes(memory.read())
     figures = {
         **size,
         "cell": grid.cell,

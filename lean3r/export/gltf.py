@@ -18,7 +18,7 @@ GLTF_FROM_OPENCV = np.diag([1.0, -1.0, -1.0])
 MATT = {"metallicFactor": 0, "roughnessFactor": 1}
 UNLIT = {"KHR_materials_unlit": {}}
 LINEAR, MIPMAPPED, CLAMPED = 9729, 9987, 33071  # of a texture's sampler
-COMPONENTS = {"u2": 5123, "u4": 5125, "f4": 5126}
+COMPONENTS = {"u4": 5125, "f4": 5126}
 POINTS, TRIANGLES = 0, 4  # modes of a primitive
 ATTRIBUTES, INDICES = 34962, 34963  # what a buffer view is for
 
@@ -50,7 +50,7 @@ def glb_bytes(geometries: Mapping[str, Geometry]) -> bytes:
             attributes["NORMAL"] = buffers.add(normals, "f4")
         primitive = {"attributes": attributes, "mode": POINTS, "material": 0}
         if uv is None:
-            attributes["COLOR_0"] = buffers.add(linear_rgba(rgb), "u2", normalized=True)
+            attributes["COLOR_0"] = buffers.add(linear_rgb(rgb), "f4")
         else:
             attributes["TEXCOORD_0"] = buffers.add(uv, "f4")
             primitive["material"] = len(materials)
@@ -91,20 +91,11 @@ class _Buffers:
         self.accessors: list[dict] = []
         self.length = 0
 
-    def add(
-        self,
-        values: np.ndarray,
-        dtype: str,
-        *,
-        target: int = ATTRIBUTES,
-        bounds: bool = False,
-        normalized: bool = False,
-    ) -> int:
+    def add(self, values: np.ndarray, dtype: str, *, target: int = ATTRIBUTES, bounds: bool = False) -> int:
         """Append values [N, C] and return the number of their accessor."""
         values = np.ascontiguousarray(values, f"<{dtype}")
         kind = "SCALAR" if values.shape[1] == 1 else f"VEC{values.shape[1]}"
         entry = {"bufferView": len(self.views), "componentType": COMPONENTS[dtype], "type": kind, "count": len(values)}
-        entry |= {"normalized": True} if normalized else {}
         entry |= {"min": values.min(axis=0).tolist(), "max": values.max(axis=0).tolist()} if bounds else {}
         self.accessors.append(entry)
         self._append(values.tobytes(), {"target": target})
@@ -122,13 +113,10 @@ class _Buffers:
         self.length += len(content) + len(padding)
 
 
-def linear_rgba(rgb: np.ndarray) -> np.ndarray:
-    """sRGB bytes [V, 3] as linear, opaque RGBA [V, 4] in 16 bits; all 256 values stay distinct.
+def linear_rgb(rgb: np.ndarray) -> np.ndarray:
+    """sRGB bytes [V, 3] as linear light, float32 [V, 3]; all 256 values stay distinct.
 
-    Four channels, because in glTF every vertex must start at a multiple of four bytes.
+    Not integers: of those with 16 bits, some programs keep the lower 8 only, and with 8 bits dark values are the same.
     """
     share = np.arange(256) / 255
-    light = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
-    rgba = np.full((len(rgb), 4), 65535, dtype="<u2")
-    rgba[:, :3] = (65535 * light).round().astype("<u2")[rgb]
-    return rgba
+    return np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4).astype(np.float32)[rgb]

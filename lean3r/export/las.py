@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 
-from lean3r.export.geo import geo_frame, laspy
+from lean3r.export.geo import geo_frame, laspy, wkt_of
 from lean3r.export.options import ExportOptions
 from lean3r.types import Reconstruction
 
@@ -40,8 +41,9 @@ def _write(reconstruction: Reconstruction, path: Path, options: ExportOptions) -
         step = np.clip(MILLIMETRE, fine, coarse) if frame.unit == "metre" else fine
         header.scales = np.full(3, step)
         header.offsets = np.floor(places.min(axis=0) / (1000 * step)) * (1000 * step)
+    header.global_encoding.wkt = True  # of point formats from 6 on, even where no coordinate system is known
     if frame.crs is not None:
-        header.add_crs(frame.crs)
+        header.vlrs.append(library.vlrs.known.WktCoordinateSystemVlr(wkt_of(frame.crs)))
     cloud = library.LasData(header)
     cloud.x, cloud.y, cloud.z = places.T
     for name, values in zip(("red", "green", "blue"), points.rgb.T, strict=True):
@@ -49,6 +51,9 @@ def _write(reconstruction: Reconstruction, path: Path, options: ExportOptions) -
     cloud.confidence = points.conf.astype(np.float32)
     view = np.flatnonzero(reconstruction.is_certain)[points.view]
     cloud.point_source_id = np.minimum(view + 1, 65535).astype(np.uint16)
+    cloud.return_number = cloud.number_of_returns = np.full(len(places), 1, np.uint8)
     cloud.classification = np.full(len(places), 1, np.uint8)  # unclassified
-    cloud.write(str(path))
+    file = io.BytesIO()  # a codec that writes to the disk itself says of a full one only that it failed
+    cloud.write(file, do_compress=path.suffix == ".laz")
+    path.write_bytes(file.getvalue())
     return [path]

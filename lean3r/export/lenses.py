@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -63,14 +63,19 @@ def camera_table(reconstruction: Reconstruction, options: ExportOptions) -> Came
     sources = reconstruction.sources
     check(options, sources, reconstruction.lenses)
     views = [Camera(lens, s.width, s.height) for lens, s in zip(_lenses(reconstruction, options), sources, strict=True)]
-    names = unique_names(reconstruction.names)
+    names = written_names(reconstruction.names, undistorted=options.undistort)
     share = bool(reconstruction.lenses) or options.shared_camera
     if not options.undistort:
         return _number_cameras(names, views, share)
     straight = {camera: undistort_camera(camera, math.lcm(*options.image_factors)) for camera in set(views)}
-    names = unique_names(_openable(name) for name in names)
     table = _number_cameras(names, [straight[camera] for camera in views], share)
     return CameraTable(table.names, table.cameras, table.camera_of, tuple(views))
+
+
+def written_names(names: Iterable[str], *, undistorted: bool) -> list[str]:
+    """The names of the pictures in images/; undistorted ones are of kinds that every program opens."""
+    names = unique_names(names)
+    return unique_names(map(_openable, names)) if undistorted else names
 
 
 def check(options: ExportOptions, sources: Sequence[Source], lenses: Sequence[Lens | None]) -> None:

@@ -30,7 +30,7 @@ def commit(work: Path, target: Path, listed: Collection[str], *, swap: bool) -> 
     `swap` says whether the target may be exchanged as a whole.
     """
     new = work / NEW
-    journal = {"inode": new.stat().st_ino, "listed": sorted(listed), "files": list(_files(new))}
+    journal = {"inode": new.stat().st_ino, "listed": sorted(listed), "files": list(files_of(new))}
     swap = swap and _link_other_files(new, target, listed)
     _write_journal(work, journal | {"swap": swap})
     if not swap:
@@ -68,7 +68,7 @@ def find_conflict(new: Path, target: Path, listed: Collection[str]) -> str | Non
     """The name of a file in the target that must stay but conflicts with a new file; None if there is none."""
     if not target.is_dir():
         return target.name if os.path.lexists(target) else None
-    for name in _files(new):
+    for name in files_of(new):
         parents = [parent for parent in Path(name).parents if parent.name]
         for folder in reversed(parents):
             place = target / folder
@@ -89,7 +89,7 @@ def _link_other_files(new: Path, target: Path, listed: Collection[str]) -> bool:
     for folder, folders, _ in os.walk(target):
         if any(os.path.ismount(os.path.join(folder, name)) for name in folders):
             return False
-    for name in _files(target):
+    for name in files_of(target):
         if name not in listed:
             place = new / name
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def _remove_old(old: Path, target: Path, listed: Collection[str]) -> None:
         is_listed = any(here in Path(name).parents for name in listed)
         if not is_listed and not os.path.lexists(target / here):
             (target / here).mkdir(parents=True)
-    for name in _files(old):
+    for name in files_of(old):
         place = target / name
         if name in listed or (os.path.lexists(place) and os.path.samestat(place.lstat(), (old / name).lstat())):
             (old / name).unlink()
@@ -179,7 +179,7 @@ def _move(source: Path, place: Path) -> None:
         source.unlink()
 
 
-def _files(folder: Path) -> Iterator[str]:
+def files_of(folder: Path) -> Iterator[str]:
     """The sorted relative names of everything in `folder` except folders; links to folders are included."""
     names = []
     for here, folders, files in os.walk(folder):

@@ -16,7 +16,6 @@ from PIL import Image
 
 from lean3r.errors import InputError
 from lean3r.export import lenses, pictures
-from lean3r.export.names import unique_names
 from lean3r.geometry.lens import Optics, scale_lens
 from lean3r.inputs.listing import Still, find_pictures
 from lean3r.types import Lens, Source
@@ -84,7 +83,9 @@ class FolderAlbum:
     @cached_property
     def _own(self) -> dict[int, Still]:
         """The picture files of images/ by view."""
-        paths = [self._folder / IMAGES / name for name in unique_names(source.name for source in self._sources)]
+        names = (source.name for source in self._sources)
+        written = lenses.written_names(names, undistorted=self._config.get("undistort") is True)
+        paths = [self._folder / IMAGES / name for name in written]
         is_there = [not self._stored and is_file(path, self._folder / IMAGES) for path in paths]
         return {view: Still(p.name, partial(p.open, "rb")) for view, p in enumerate(paths) if is_there[view]}
 

@@ -130,6 +130,23 @@ def test_only_listed_files_give_way(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
 
 
+def test_what_other_programs_keep_in_the_folders_of_a_replaced_result_is_named(tmp_path, caplog):
+    """Trainers store their own copies of points and pictures there, and would take those of the older result."""
+    fill(tmp_path / "out", "old")
+    for name in ("sub/0/points.ply", "sub_4_png/a.png", "mine/notes.txt", "notes.txt", "sub/.DS_Store"):
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_text("theirs")
+    fill(tmp_path / "out", "new", overwrite=True)
+    assert (tmp_path / "out" / "sub" / "0" / "points.ply").read_text() == "theirs"
+    (warning,) = caplog.messages
+    assert "sub/0/points.ply, sub_4_png/a.png" in warning and "notes.txt" not in warning and ".DS" not in warning
+    caplog.clear()
+    shutil.rmtree(tmp_path / "out" / "sub" / "0")
+    shutil.rmtree(tmp_path / "out" / "sub_4_png")
+    fill(tmp_path / "out", "newer", overwrite=True)
+    assert not caplog.messages
+
+
 def test_what_appears_during_the_run_stays(tmp_path):
     out = tmp_path / "out"
     with atomic_folder(out) as folder:

@@ -128,7 +128,7 @@ def test_points_are_the_unprojected_depth_in_npz_ply_and_glb(tmp_path):
     assert all(np.allclose(glb.graph[node][0], np.eye(4)) for node in glb.graph.nodes_geometry)
 
 
-def test_glb_colours_are_linear_16_bit_and_unlit(tmp_path):
+def test_glb_colours_are_linear_floats_and_unlit(tmp_path):
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
     scene = make_scene(3)
     count = len(scene.points.xyz)
@@ -145,7 +145,10 @@ def test_glb_colours_are_linear_16_bit_and_unlit(tmp_path):
     for found in (tree, mesh_tree):
         for mesh in found["meshes"]:
             colours = found["accessors"][mesh["primitives"][0]["attributes"]["COLOR_0"]]
-            assert (colours["componentType"], colours["normalized"]) == (5123, True)  # UNSIGNED_SHORT
+            assert (colours["componentType"], colours["type"]) == (5126, "VEC3")  # FLOAT
+    # trimesh keeps linear colours, of 8 bits; of integers with more it would keep the lower ones, which are noise.
+    read = trimesh.load(tmp_path / "scene.glb").geometry["points"].colors[:, :3] / 255
+    np.testing.assert_allclose(read, arrays[tree["meshes"][0]["primitives"][0]["attributes"]["COLOR_0"]], atol=0.002)
 
 
 def test_glb_is_y_up(tmp_path):
@@ -294,6 +297,16 @@ def test_frusta_of_thousands_of_cameras_need_little_memory():
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert reach == pytest.approx(0.2) and most < 20e6, "half the way to the next camera"
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_frusta_without_depth_have_the_size_of_the_scene_in_any_unit(unit):
+    scene = make_scene(3)
+    poses = scene.cam_from_world.copy()
+    poses[:, :3, 3] *= unit
+    points = replace(scene.points, xyz=scene.points.xyz * np.float32(unit))
+    bare = without_depth(replace(scene, cam_from_world=poses, points=points))
+    assert frustum_reach(bare) == pytest.approx(unit * frustum_reach(scene), rel=0.2)
 
 
 def test_formats_are_parsed_in_the_order_of_the_table():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from export.geo_scene import ALTITUDE, FLIGHT_M, LATITUDE, LONGITUDE, colour, fl
 from export.scene import make_scene
 from lean3r.errors import InputError, MissingExtraError, UsageError
 from lean3r.export import EXPORTERS, ExportOptions, export
-from lean3r.export.geo import check, geo_frame
+from lean3r.export.geo import check, geo_frame, wkt_of
 from lean3r.export.trajectory import lines
 from lean3r.geometry.earth import geodetic
 from lean3r.geometry.overhead import Grid, highest
@@ -50,7 +52,7 @@ def off_centre(places: np.ndarray) -> np.ndarray:
 
 def test_las_and_laz_lie_on_the_true_ground_in_utm(survey) -> None:
     cloud = laspy.read(survey / "points.las")
-    assert cloud.header.version == "1.4" and cloud.header.parse_crs() == ZONE
+    assert cloud.header.version == "1.4" and cloud.header.parse_crs().to_epsg() == 32615
     places = np.stack([cloud.x, cloud.y, cloud.z], axis=1)
     assert len(places) > 5000
     at = off_centre(places[:, :2])
@@ -63,6 +65,32 @@ def test_las_and_laz_lie_on_the_true_ground_in_utm(survey) -> None:
     assert (packed.X == cloud.X).all() and (survey / "points.laz").stat().st_size < (
         survey / "points.las"
     ).stat().st_size / 2
+
+
+def test_las_is_what_strict_readers_of_the_standard_demand(survey, tmp_path) -> None:
+    """PDAL and QGIS refuse point formats from 6 on without the flag of WKT, also without any coordinate system; the
+    standard wants the older WKT, of 2001, and returns that count from 1."""
+    local = export(flight()[0], tmp_path / "local", "las")
+    for folder, crs in ((survey, "PROJCS["), (local, None)):
+        cloud = laspy.read(folder / "points.las")
+        assert cloud.header.global_encoding.wkt
+        assert [vlr.string[:7] for vlr in cloud.header.vlrs.get("WktCoordinateSystemVlr")] == ([crs] if crs else [])
+        assert (cloud.return_number == 1).all() and (cloud.number_of_returns == 1).all()
+        assert cloud.header.number_of_points_by_return[0] == len(cloud.points)
+    equal_earth = pyproj.CRS.from_epsg(8857)
+    assert wkt_of(equal_earth).startswith("PROJCRS["), "a projection that the older WKT lacks"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is imitated by a device of Linux")
+@pytest.mark.parametrize(
+    "name, file",
+    [("las", "points.las"), ("laz", "points.laz"), ("geotiff", "elevation.tif"), ("geotiff", "orthophoto.tif")],
+)
+def test_a_full_disk_is_told_apart_from_other_failures(tmp_path, name: str, file: str) -> None:
+    (tmp_path / file).symlink_to("/dev/full")
+    with pytest.raises(OSError) as caught:
+        EXPORTERS.get(name)(flight()[0], tmp_path, ExportOptions())
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_elevation_and_orthophoto_are_the_ground_from_above(survey) -> None:

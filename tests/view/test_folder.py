@@ -196,8 +196,10 @@ def test_pictures_elsewhere(copy: Path, tmp_path: Path) -> None:
     assert content.notes == () and content.album.photo(0, 50) is not None
 
 
-def test_undistorted_pictures_are_shown_as_their_lens_saw_them(tmp_path: Path) -> None:
-    scene = small_scene(2)
+@pytest.mark.parametrize("kind", ["jpg", "webp"])
+def test_undistorted_pictures_are_shown_as_their_lens_saw_them(tmp_path: Path, kind: str) -> None:
+    """Whatever their kind is in images/."""
+    scene = small_scene(2, names=[f"1.{kind}", f"2.{kind}"])
     x, y = np.meshgrid(np.linspace(0, 255, 960), np.linspace(0, 255, 720))
     ramp = np.stack([x, y, np.full_like(x, 99)], axis=-1).astype(np.uint8)
     for name in scene.names:

@@ -92,7 +92,6 @@ OUTPUTS = Page(
         "`K` (3 x 3, pixels of the original picture)": "the shape of a matrix",
         "`world_from_cam` (4 x 4), `registration`": "the shape of a pose",
         "a block of 2 x 2, 4 x 4 or 8 x 8 pixels": "the factors of the sizes",
-        "trimesh 5.2 truncates": "a version",
     },
 )
 
