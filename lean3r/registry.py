@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 from lean3r.errors import UsageError
@@ -26,10 +26,13 @@ Row = TypeVar("Row", bound=str | Described)
 
 
 class Registry(Generic[Row]):
-    """An explicit table name -> row of one kind of thing ("model", "exporter", ...)."""
+    """An explicit table name -> row of one kind of thing ("model", "exporter", ...).
 
-    def __init__(self, kind: str, rows: Mapping[str, Row]):
-        self.kind = kind
+    `also` are names without a row that messages offer besides: what stands for a row elsewhere.
+    """
+
+    def __init__(self, kind: str, rows: Mapping[str, Row], also: Collection[str] = ()):
+        self.kind, self.also = kind, also
         self._rows = dict(rows)
 
     def __iter__(self) -> Iterator[str]:
@@ -45,9 +48,10 @@ class Registry(Generic[Row]):
         """Return `name` if it is a row; otherwise raise UsageError that suggests the nearest names."""
         if name in self._rows:
             return name
-        near = difflib.get_close_matches(name, self._rows, n=3, cutoff=0.5)
+        known = [*self._rows, *self.also]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f" Perhaps you meant {' or '.join(near)}." if near else ""
-        raise UsageError(f"unknown {self.kind} '{name}'.{hint} Known: {', '.join(self._rows)}.")
+        raise UsageError(f"unknown {self.kind} '{name}'.{hint} Known: {', '.join(known)}.")
 
     def get(self, name: str) -> Any:
         """Import and return the object of a row."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -16,6 +16,7 @@ from lean3r.bench.exponents import exponents
 from lean3r.bench.machine import Others, hardware, load_average
 from lean3r.bench.programs import check_plans
 from lean3r.bench.settings import DENSE, Cell, Program, Settings, size_text
+from lean3r.bench.verify import EQUAL_DB
 from lean3r.bench.worker import Failed, Worker
 from lean3r.errors import InputError, UsageError
 from lean3r.json_text import parse_json
@@ -324,6 +325,19 @@ def figures(runs: Sequence[Row], row: Row, peaks: Mapping[str, float]) -> Row:
         "parts": parts,
         "roofline_share": share,
     }
+
+
+def without_effect(rows: Iterable[Row]) -> list[str]:
+    """A line for each plan that gave the dense model's results bit for bit, with the numbers of views: its seconds are
+    those of dense attention."""
+    views: dict[str, set[int]] = {}
+    for row in rows:
+        if row["program"] == "lean3r" and row["decibels"] == EQUAL_DB and row["plan"] != DENSE:
+            views.setdefault(f"{row['model']} {row['plan']}", set()).add(row["views"])
+    return [
+        f"{name}: no effect at {', '.join(map(str, sorted(few)))} views, where it is the dense model"
+        for name, few in views.items()
+    ]
 
 
 def spread(values: Sequence[float]) -> Row:

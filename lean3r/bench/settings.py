@@ -10,7 +10,7 @@ from typing import Literal
 
 from lean3r.bench.official import PEERS, check_clone
 from lean3r.compress import resolve_plan
-from lean3r.compress.plan import COMMA
+from lean3r.compress.plan import split_at_commas
 from lean3r.errors import UsageError
 from lean3r.models import CARDS, MODELS, STUDENTS, model_of
 from lean3r.models.sources import find_weights
@@ -22,6 +22,7 @@ Size = int | tuple[int, int] | None
 Refine = Literal["auto", "on", "off"]
 
 DENSE, STORED = "dense", "stored"
+SETTING = re.compile(r"\w+\s*=")
 LAYER = re.compile(r"layer-([1-9]\d*)x([1-9]\d*)")
 LAYER_PATCH, LAYER_RESOLUTION = 14, 224
 MOST_VIEWS = 1 << 16
@@ -206,8 +207,8 @@ def split_plans(texts: str | Sequence[str]) -> tuple[str, ...]:
     """Plans of "dense,gsa:special=pooled,regions=64,fp8": a piece that is only a setting belongs to the plan before."""
     found: list[str] = []
     for text in [texts] if isinstance(texts, str) else texts:
-        for piece in filter(None, (part.strip() for part in COMMA.split(text))):
-            if "=" in piece and ":" not in piece and found:
+        for piece in split_at_commas(text):
+            if SETTING.match(piece) and found:
                 found[-1] += f",{piece}"
             else:
                 found.append(piece)

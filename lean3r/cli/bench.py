@@ -83,7 +83,7 @@ class Bench:
 
     def run(self) -> None:
         """Measure, and print a table and the exponents, or JSON."""
-        from lean3r.bench.run import bench
+        from lean3r.bench.run import bench, without_effect
 
         settings, console = self._settings(), Console(self.quiet)
         result = bench(
@@ -93,6 +93,8 @@ class Bench:
             print(json.dumps(result))
             return
         print(format_table([_cells(row) for row in result["rows"]], HEADER))
+        for line in without_effect(result["rows"]):
+            print(line)
         for name, found in result["exponents"].items():
             powers = {"seconds": found["seconds"], "CPU seconds": found["cpu_seconds"], **found["parts"]}
             print(

@@ -12,7 +12,7 @@ import tyro
 
 from lean3r.cli.options import Json, Quiet, Verbose, option
 from lean3r.errors import UsageError
-from lean3r.models import CARDS, EMBEDDED, MODELS, STUDENTS, is_non_commercial, list_models, model_of
+from lean3r.models import CARDS, EMBEDDED, MODELS, NO_NETWORK, STUDENTS, is_non_commercial, list_models, model_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,7 +68,11 @@ class Models:
         _print(tables)
 
     def _check(self) -> None:
-        """UsageError for the size of a run that is not shown."""
+        """UsageError for the size of a run that is not shown, and for the absence of a network."""
+        if self.name == NO_NETWORK:
+            raise UsageError(
+                f"{NO_NETWORK} is no network, so it has no row; expected one of {', '.join(list_models())}."
+            )
         given = [f.name for f in fields(self) if f.name in OF_RUN and getattr(self, f.name) != f.default]
         if given and not self.verbose:
             raise UsageError(f"--{given[0]} is for the costs that --verbose shows; add --verbose.")

@@ -166,8 +166,11 @@ class Changes:
 
     def processes_for(self, recipe: int) -> int:
         """The number of training processes, given the recipe's number."""
+        from lean3r.errors import UsageError
         from lean3r.train.distributed import processes_of
 
+        if self.processes is not None and self.processes < 1:
+            raise UsageError(f"--processes is {self.processes}; expected at least 1.")
         return processes_of(self.processes or (recipe if self.device == "cpu" else 1))
 
 

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lean3r.layers.attention import SelfAttention
+from lean3r.layers.removed import Removed
 from lean3r.layers.vit import VisionTransformer
+
+LAYERS = (SelfAttention, Removed)
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,13 @@ def gamma(step: int, total: int, *, highest: float = 0.1, lowest: float = 0.01) 
 
 @contextmanager
 def attention_outputs(
-    model: nn.Module, is_attention: Callable[[nn.Module], bool] = lambda module: isinstance(module, SelfAttention)
+    model: nn.Module, is_attention: Callable[[nn.Module], bool] = lambda module: isinstance(module, LAYERS)
 ) -> Iterator[list[Tensor]]:
     """Collect the outputs [..., N, C] of all attention layers, after projection, in order of execution.
 
-    An encoder that gets its views in chunks counts once; a head that iterates counts each time. Clear the list between
-    steps. `is_attention` selects the layers of third-party networks.
+    An encoder that gets its views in chunks counts once; a head that iterates counts each time; a removed block counts
+    as a layer with an output of its own shape, [0], so that the layers behind it keep their partners. Clear the list
+    between steps. `is_attention` selects the layers of third-party networks.
     """
     outputs: list[Tensor] = []
     places: dict[nn.Module, int] = {}
@@ -61,6 +65,8 @@ def attention_outputs(
         if not outputs:
             places.clear()
         mixed = output[0] if isinstance(output, tuple) else output
+        if isinstance(module, Removed):
+            mixed = mixed.new_empty(0)
         if module in places:
             outputs[places[module]] = torch.cat([outputs[places[module]], mixed])
             return

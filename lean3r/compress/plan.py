@@ -17,7 +17,7 @@ from lean3r.errors import UsageError
 from lean3r.json_text import parse_json
 
 FORMAT = 1
-COMMA = re.compile(r",(?![^\[]*\])")  # between settings, not inside a list
+NUMBERS = re.compile(r"\d+(-\d*)?")  # of blocks
 FROM_MODEL = ("dim", "heads")  # a mechanism with parameters gets these from its block
 
 
@@ -145,6 +145,11 @@ class CompressionPlan:
         """The steps that remove blocks."""
         return tuple(step for step in self.steps if isinstance(step, RemoveStep))
 
+    @property
+    def structure(self) -> tuple[Step | RemoveStep, ...]:
+        """The steps that change which parameters there are: all but those that round linear layers."""
+        return tuple(step for step in self.steps if not isinstance(step, QuantizeStep))
+
     def __str__(self) -> str:
         return f"{self.name} ({'; '.join(map(str, self.steps))})"
 
@@ -210,10 +215,12 @@ def _with_settings(text: str) -> CompressionPlan:
     """The plan of "NAME" or "NAME:SETTING=VALUE,..."; a value is JSON, perhaps a list, or else the text itself."""
     name, _, rest = text.partition(":")
     settings: dict[str, object] = {}
-    for pair in filter(None, COMMA.split(rest)):
-        key, equals, value = pair.partition("=")
+    for pair in split_at_commas(rest):
+        key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals:
-            raise UsageError(f"'{text}' has '{pair}'; expected settings such as {name}:keep=0.2,mode=token.")
+            raise UsageError(
+                f"'{text}' has '{pair}'; expected NAME=VALUE for each setting, as in sla:keep=0.2,mode=token."
+            )
         if key in settings:
             raise UsageError(f"'{text}' has {key} twice; expected each setting once.")
         try:
@@ -224,6 +231,25 @@ def _with_settings(text: str) -> CompressionPlan:
         return PLANS.get(name)(**settings)
     except TypeError as error:
         raise UsageError(f"plan {name} does not accept these settings: {error}.") from error
+
+
+def split_at_commas(text: str) -> list[str]:
+    """The pieces between commas outside of brackets and quotation marks; block numbers stay with the setting before."""
+    pieces, depth, quoted = [""], 0, False
+    for letter in text:
+        quoted ^= letter == '"'
+        depth += 0 if quoted else (letter in "[{") - (letter in "]}")
+        if letter == "," and depth == 0 and not quoted:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    found: list[str] = []
+    for piece in filter(None, map(str.strip, pieces)):
+        if found and "=" in found[-1] and NUMBERS.fullmatch(piece):
+            found[-1] += f",{piece}"
+        else:
+            found.append(piece)
+    return found
 
 
 def settings_of(mechanism: str) -> tuple[str, ...]:

@@ -45,6 +45,10 @@ class Scheme:
         """Round inputs [..., K] for the product; same shape and type."""
         return x
 
+    def weights_only(self) -> Scheme:
+        """The scheme that reads the same codes, and leaves activations unchanged where it can."""
+        return self
+
     def multiplies_codes(self, device: torch.device) -> bool:
         """Whether products on a device take inputs and weights as codes, by `rows_product`."""
         return False
@@ -100,6 +104,10 @@ class Fp8(Fp8Weight):
         """See Scheme."""
         return dequantize(*quantize_rows(x)).to(x.dtype)
 
+    def weights_only(self) -> Scheme:
+        """See Scheme."""
+        return Fp8Weight()
+
     def multiplies_codes(self, device: torch.device) -> bool:
         """See Scheme."""
         return choose_product(self.implementation, device) == "scaled_mm"
@@ -151,6 +159,10 @@ class Integer(Scheme):
     def activation(self, x: Tensor) -> Tensor:
         """See Scheme."""
         return round_rows(x, self.act_bits) if self.act_bits else x
+
+    def weights_only(self) -> Scheme:
+        """See Scheme."""
+        return Integer(act_bits=0, group_size=self.group_size, smooth=self.smooth)
 
     def _group(self, weight: Tensor) -> Tensor:
         depth = weight.shape[1]

@@ -78,8 +78,8 @@ class Target:
     pattern: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Target:
-        """Read a target; UsageError if it has another form."""
+    def parse(cls, text: str, form: str = FORM) -> Target:
+        """Read a target; UsageError, which says `form`, if it has another form."""
         if text == EVERY_ATTENTION:
             raise UsageError(f"target '{text}' is for attention mechanisms; expected, for linear layers, {FORM}.")
         if named := re.fullmatch(r"named (\S+)", text):
@@ -88,15 +88,15 @@ class Target:
             return replace(_WHOLE[text], text=text)
         blocks = re.fullmatch(r"(encoder|frame|global|all) blocks?(?: ([\d\-, ]+))?", text)
         if blocks is None:
-            raise UsageError(f"target '{text}' cannot be read; expected {FORM}.")
-        return cls(text, _OF_BLOCKS[blocks[1]], blocks_only=True, numbers=_numbers(text, blocks[2] or ""))
+            raise UsageError(f"target '{text}' cannot be read; expected {form}.")
+        return cls(text, _OF_BLOCKS[blocks[1]], blocks_only=True, numbers=_numbers(text, blocks[2] or "", form))
 
     @classmethod
     def of_attention(cls, text: str) -> Target:
         """Read a target for mechanisms, which are in transformer blocks; UsageError if it has another form."""
         if text in _OF_LINEARS:
             raise UsageError(f"target '{text}' is for linear layers; expected, for mechanisms, {ATTENTION_FORM}.")
-        return replace(_WHOLE["every block"], text=text) if text == EVERY_ATTENTION else cls.parse(text)
+        return replace(_WHOLE["every block"], text=text) if text == EVERY_ATTENTION else cls.parse(text, ATTENTION_FORM)
 
     def select(self, places: Sequence[Place], *, may_lack: bool = False) -> list[Place]:
         """The selected places, in order; UsageError if there are none (unless `may_lack`, for targets by role), and if
@@ -162,12 +162,12 @@ def places_of(sites: Sequence[Site]) -> list[Place]:
     return places
 
 
-def _numbers(target: str, text: str) -> tuple[tuple[int, int | None], ...]:
+def _numbers(target: str, text: str, form: str) -> tuple[tuple[int, int | None], ...]:
     """(first, last) of each range in "0,4,8-" (last None: to the end); UsageError if `target` cannot be read."""
     if not text:
         return ()
     if not re.fullmatch(r"\d+(?:-\d*)?(?:, ?\d+(?:-\d*)?)*", text):
-        raise UsageError(f"target '{target}' cannot be read; expected {FORM}.")
+        raise UsageError(f"target '{target}' cannot be read; expected {form}.")
     ranges = [part.strip().partition("-") for part in text.split(",")]
     numbers = tuple((int(a), int(b) if b else None if dash else int(a)) for a, dash, b in ranges)
     backwards = next((f"{a}-{b}" for a, b in numbers if b is not None and b < a), None)

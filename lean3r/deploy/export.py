@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from math import inf, isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -154,7 +155,9 @@ def compare(model: Backbone, run: Run, limits: Limits) -> dict[str, float]:
     for size in [*CHECKED, *([CHECKED_SPARSE] if is_sparse else [])]:
         tries = [_differences(model, run, limits, size, generator) for _ in range(TRIES if chooses else 1)]
         for name in tries[0]:
-            off = median(float(found[name].quantile(SHARE) if chooses else found[name].amax()) for found in tries)
+            offs = [float(found[name].quantile(SHARE) if chooses else found[name].amax()) for found in tries]
+            # Whatever is not finite counts, which median and max may lose.
+            off = median(offs) if all(map(isfinite, offs)) else inf
             worst[name] = max(worst.get(name, 0.0), off)
     return worst
 

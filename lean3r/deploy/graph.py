@@ -12,7 +12,6 @@ from torch.export import Dim, ExportedProgram
 
 from lean3r.attention.coarse_fine import Gsa
 from lean3r.compress.fp8_linear import QuantLinear
-from lean3r.compress.schemes import Fp8, Fp8Weight
 from lean3r.errors import UsageError
 from lean3r.layers.attention import SelfAttention
 from lean3r.layers.frames import TRAINED
@@ -53,17 +52,36 @@ class Limits:
         """The largest side of a picture in pixels."""
         return MOST_PATCHES * self.patch
 
+    def __str__(self) -> str:
+        sides = f"sides multiples of {self.patch} from {self.least} to {self.most}"
+        return f"takes {self.fewest} to {self.views} views, {sides}"
+
 
 class PicturesIn(nn.Module):
-    """images [1, S, 3, H, W] -> the model's Prediction as tensors by name."""
+    """images [1, S, 3, H, W] within limits -> the model's Prediction as tensors by name."""
 
-    def __init__(self, model: Backbone):
+    def __init__(self, model: Backbone, limits: Limits):
         super().__init__()
         self.model = model
+        self.limits = limits
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Those of OUTPUTS that the model predicts."""
+        self._hold_limits(images)
         return outputs_of(self.model(Views(images)))
+
+    def _hold_limits(self, images: Tensor) -> None:
+        """A step of the graph that fails beyond the limits; a compiled package has no other check.
+
+        It computes with sizes as numbers in tensors: of symbols, torch knows the limits, and would leave the step out.
+        Nor can it see whether sides are multiples of the patch: they are symbols for a number of patches.
+        """
+        least, most = self.limits.least, self.limits.most
+        fits = torch.ones((), dtype=torch.bool)
+        for axis, low, high in ((1, self.limits.fewest, self.limits.views), (3, least, most), (4, least, most)):
+            size = torch.scalar_tensor(images.shape[axis], dtype=torch.int64)
+            fits = fits & (size >= low) & (size <= high)
+        torch.ops.aten._assert_async.msg(fits, str(self.limits))
 
 
 def outputs_of(prediction: Prediction) -> dict[str, Tensor]:
@@ -111,16 +129,16 @@ def check_exportable(model: Backbone) -> None:
 
 @contextmanager
 def whole_activations(model: Backbone) -> Iterator[None]:
-    """Inside, layers of the scheme fp8 round their weights only, as in exported files.
+    """Inside, layers round their weights only, as in exported files; those of the scheme int8-dynamic stay as they are.
 
     Where activations are rounded, a change of the pictures by 1e-6 changes the depth of nano-gsa-fp8 by 0.3: no two
     programs agree on such a model, and only hardware that multiplies FP8 gains from it.
     """
-    rounding = [part for part in model.modules() if isinstance(part, QuantLinear) and type(part.scheme) is Fp8]
+    rounding = [part for part in model.modules() if isinstance(part, QuantLinear)]
     before = [part.scheme for part in rounding]
     try:
         for part in rounding:
-            part.scheme = Fp8Weight()
+            part.scheme = part.scheme.weights_only()
         yield
     finally:
         for part, scheme in zip(rounding, before, strict=True):
@@ -147,4 +165,8 @@ def trace(model: Backbone, limits: Limits) -> ExportedProgram:
     sides = [model.patch * Dim(name, min=limits.least_patches, max=MOST_PATCHES) for name in ("rows", "cols")]
     shapes = {1: Dim("views", min=max(FEWEST_VIEWS, limits.fewest), max=limits.views), 3: sides[0], 4: sides[1]}
     with torch.no_grad(), evaluated(model):
-        return torch.export.export(PicturesIn(model).eval(), (images,), dynamic_shapes={"images": shapes})
+        whole = PicturesIn(model, limits).eval()
+        program = torch.export.export(whole, (images,), dynamic_shapes={"images": shapes})
+    # torch leaves out a check for a size of 1, and what then fails is a formula that nobody can read.
+    program._guards_code.insert(0, f"L['images'].size()[1] >= {max(FEWEST_VIEWS, limits.fewest)}")
+    return program

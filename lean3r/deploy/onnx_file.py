@@ -78,8 +78,6 @@ def _hold_limits(graph: Any, limits: Limits) -> None:
     """
     from onnxscript import ir  # pyright: ignore[reportMissingImports]
 
-    said = f"takes {limits.fewest} to {limits.views} views, sides multiples of {limits.patch}"
-    said += f" from {limits.least} to {limits.most}"
     (images,) = graph.inputs
     uses, nodes = tuple(images.uses()), []
 
@@ -100,7 +98,7 @@ def _hold_limits(graph: Any, limits: Limits) -> None:
     shape = add("Shape", images)
     off = add("Abs", add("Sub", shape, add("Min", add("Max", shape, lowest), highest)))
     off = add("Add", off, add("Mod", shape, multiple))
-    nothing = add("ReduceSum", add("Gather", constant("zero", np.zeros(1, np.float32)), off, name=said))
+    nothing = add("ReduceSum", add("Gather", constant("zero", np.zeros(1, np.float32)), off, name=str(limits)))
     checked = add("Add", images, nothing)
     checked.type, checked.shape = images.type, images.shape
     for node, at in uses:

@@ -184,8 +184,6 @@ CARDS = {
     ),
 }
 
-MODELS = Registry("model", {name: card.where for name, card in CARDS.items()})
-
 
 class Student(NamedTuple):
     """Weights with their own plan: the name in MODELS that they belong to, and what they are good for."""
@@ -200,6 +198,9 @@ STUDENTS = {
 }
 """Names that `load` takes if lean3r/weights has NAME.safetensors, or if weights are given."""
 
+SHIPPED = tuple(name for name in STUDENTS if (EMBEDDED / f"{name}.safetensors").is_file())
+
+MODELS = Registry("model", {name: card.where for name, card in CARDS.items()}, also=SHIPPED)
 
 NO_NETWORK = "none"  # the name that `load` takes for known cameras without a network
 
@@ -215,7 +216,7 @@ def usual_model(views: int, on_cpu: bool) -> tuple[str, str]:
 
 def list_models() -> tuple[str, ...]:
     """Names that `load` takes: models, and students whose weights come with the package."""
-    return (*MODELS, *(name for name in STUDENTS if (EMBEDDED / f"{name}.safetensors").is_file()))
+    return (*MODELS, *SHIPPED)
 
 
 def model_of(name: str) -> str:

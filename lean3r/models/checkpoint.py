@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lean3r.errors import WeightsError
-from lean3r.models import lite3r
+from lean3r.models import MODELS, lite3r
 from lean3r.models.base import Backbone
 from lean3r.models.encoded import Encoded
 from lean3r.models.keymap import KeyMap
@@ -211,7 +211,8 @@ def check_model(stored: WeightFiles, model: str) -> None:
     """Raise WeightsError if a checkpoint belongs to another model, by its metadata."""
     other = stored.metadata.get("model", model)
     if other != model:
-        raise WeightsError(f"{stored.path} has weights of '{other}', expected {model}. Use --model {other}.")
+        hint = f"Use --model {other}" if other in MODELS else "This version of lean3r does not know that model"
+        raise WeightsError(f"{stored.path} has weights of '{other}', expected {model}. {hint}.")
 
 
 def _compare(

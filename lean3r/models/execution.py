@@ -17,6 +17,8 @@ from lean3r.models.base import HALF_DB, Backbone
 from lean3r.models.graphs import EncodeGraphs
 from lean3r.ops.dispatch import OLDEST_BF16, has_fast_bfloat16
 
+FORMS = 64  # of a block that torch.compile keeps
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -68,6 +70,9 @@ def accelerate(model: Backbone, *, compile: bool = False, cuda_graphs: bool = Fa
     model.graphs = EncodeGraphs() if cuda_graphs else None
     if not compile:
         return
+    # All blocks share one function: kinds of attention, number types and sizes are as many forms of it. Torch keeps 8
+    # by default, and runs every further one uncompiled.
+    torch._dynamo.config.recompile_limit = max(FORMS, torch._dynamo.config.recompile_limit)
     for part in model.modules():
         if isinstance(part, Trunk | VisionTransformer):
             for block in part.blocks:

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, mm_flop, sdpa_flop_count
 from torch.utils.hooks import RemovableHandle
 
 from lean3r.layers.embed import ConvStem
@@ -163,6 +163,8 @@ class _Meter(TorchDispatchMode):
         out = func(*args, **kwargs)
         if func.overloadpacket is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
             self.flops[self._running[-1]] += factor() * sdpa_flop_count(*(t.shape for t in args[:3]))
+        elif func.overloadpacket is torch.ops.aten._int_mm:  # torch's own table lacks it
+            self.flops[self._running[-1]] += factor() * mm_flop(*(t.shape for t in args[:2]))
         elif func.overloadpacket in flop_registry:
             count = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
             self.flops[self._running[-1]] += factor() * count

@@ -113,6 +113,8 @@ class _Mapped:
         if self.path.suffix == ".safetensors":
             self._safe = _open_safetensors(self.path, head)
             self.metadata = dict(self._safe.metadata() or {})
+        elif head[8:9] == b"{":  # where a safetensors file has its table
+            raise WeightsError(f"{self.path} is a safetensors file; give it a name that ends in .safetensors.")
         else:
             self._found, self.metadata = _load_torch(self.path)
         return self

@@ -24,6 +24,11 @@ WINDOWED = (*CONVOLUTIONS, FakeQuantConv2d, FakeQuantConvTranspose2d)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 _CAMERA = re.compile(r"(^|\.)cam(era|_)[^.]*(\.|$)")
 _ADAPTER = re.compile(r"(^|\.)lora_[^.]+\.")
+_MISSING = {
+    "adapters": " Add them first (lora.add_lora).",
+    "mechanisms": " Only attention such as gsa and sla has some; with other plans, name other roles.",
+}
+"""Role -> what to do where no parameter has it."""
 
 
 def trainable_names(model: nn.Module, roles: Collection[str]) -> set[str]:
@@ -44,8 +49,7 @@ def trainable_names(model: nn.Module, roles: Collection[str]) -> set[str]:
     for role in roles:
         chosen = ROLES[role](model) if role in ROLES else _select_names(model, role)
         if not chosen:
-            hint = " Add them first (lora.add_lora)." if role == "adapters" else ""
-            raise UsageError(f"no parameter of the network has the role '{role}'.{hint}")
+            raise UsageError(f"no parameter of the network has the role '{role}'.{_MISSING.get(role, '')}")
         selected |= chosen
     return selected
 

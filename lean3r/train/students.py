@@ -23,11 +23,11 @@ M = TypeVar("M", bound=nn.Module)
 def student_of(start: M, plan: CompressionPlan | None) -> M:
     """A trainable copy of a model with the plan applied, if any; it shares no memory with the model.
 
-    A model that has the mechanisms of the plan already keeps them. UsageError if the plan names blocks that the model
-    lacks, or if the model is compressed in another way.
+    A model that has the mechanisms and gaps of the plan already keeps them. UsageError if the plan names blocks that
+    the model lacks, or if the model is compressed in another way.
     """
     student, before = copy.deepcopy(start), plan_of(start)
-    if plan is not None and before is not None and before.steps == plan.exchanges:
+    if plan is not None and before is not None and before.steps == plan.structure:
         plan = CompressionPlan(plan.quantizes, plan.name) if plan.quantizes else None
     if plan is None:
         return student

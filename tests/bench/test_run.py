@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lean3r.bench import run
-from lean3r.bench.run import bench
-from lean3r.bench.settings import Cell, Program, Settings
+from lean3r.bench import run, verify
+from lean3r.bench.run import bench, without_effect
+from lean3r.bench.settings import DENSE, Cell, Program, Settings
 from lean3r.cli.main import main
 from lean3r.errors import UsageError
 
@@ -53,6 +53,13 @@ def test_outputs_are_compared_with_the_dense_model(result: dict) -> None:
         assert found["dense", "sdpa", views] > 94  # 2e-5
         assert 0 < found["gsa:dense_below=0", "lean3r", views] < 90
         assert 10 < found["fp8", "lean3r", views] < 60
+
+
+def test_plans_without_effect_are_named(result: dict) -> None:
+    """Their times are those of dense attention, which is no speed-up of the plan."""
+    assert without_effect(result["rows"]) == []
+    rows = [row | {"decibels": verify.EQUAL_DB} for row in result["rows"] if row["plan"] in (DENSE, "fp8")]
+    assert without_effect(rows) == ["nano fp8: no effect at 2, 4 views, where it is the dense model"]
 
 
 def test_a_peer_that_does_not_exist_is_a_row(result: dict) -> None:

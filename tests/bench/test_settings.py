@@ -41,6 +41,13 @@ def test_settings_stay_with_their_plan() -> None:
     assert split_plans("dense,gsa:special=pooled,regions=64,fp8") == ("dense", "gsa:special=pooled,regions=64", "fp8")
     assert split_plans(["sdpa,merge", "sdpa"]) == ("sdpa", "merge")
     assert split_plans("kv_prune:frames=1,grid=[3,2],own=true,fp8") == ("kv_prune:frames=1,grid=[3,2],own=true", "fp8")
+    assert split_plans("dense,gsa:target=frame blocks 0,2-,top_k=4,fp8") == (
+        "dense",
+        "gsa:target=frame blocks 0,2-,top_k=4",
+        "fp8",
+    )
+    stages = 'by_views:dense_below=1,stages=[[2,"merge",{"ratio":0.5}],[9,"kv_prune",{}]]'
+    assert split_plans(f"{stages},fp8") == (stages, "fp8")
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def test_a_step_keeps_its_batches_on_any_number_of_processes(
         (["--recipe", "lite3r-da3-lean", "--teacher", "da3mono-large"], 2, "has nothing for 'all blocks'"),
         (["--student-plan", "gsb"], 2, "unknown plan 'gsb'"),
         (["--steps", "1", "2"], 2, "--steps has 2 numbers for 3 phases"),
+        (["--processes", "0"], 2, "--processes is 0; expected at least 1"),
         (["--views", "32"], 2, "at least the largest view count, 32"),
         (["--gamma", "0.2", "0.1"], 0, ""),
         (["--gamma", "0.1", "0.2"], 2, "falls or stays"),

@@ -89,6 +89,8 @@ def test_loading_warns_where_commercial_use_is_forbidden(
     ("arguments", "said"),
     [
         (["da3-larg"], "unknown model 'da3-larg'. Perhaps you meant da3-large"),
+        (["nano-gsa-fp"], "unknown model 'nano-gsa-fp'. Perhaps you meant nano-gsa-fp8"),
+        (["none"], "none is no network, so it has no row; expected one of nano, "),
         (["nano", "-v", "--views", "0"], "expected at least one view"),
         (["nano", "-v", "--height", "-5"], "expected at least one view"),
         (["nano", "--views", "16"], "--views is for the costs that --verbose shows; add --verbose"),

@@ -124,6 +124,15 @@ def test_settings_follow_the_name_of_a_plan() -> None:
     assert (step.settings, step.dense_below) == ({"frames": 1, "grid": [3, 2]}, 0)
 
 
+def test_settings_may_have_commas_spaces_and_quotes() -> None:
+    for text in ("gsa:target=frame blocks 0,2-,top_k=4", 'gsa: target = "frame blocks 0,2-", top_k = 4'):
+        (step,) = resolve_plan(text).exchanges
+        assert (step.target, step.settings) == ("frame blocks 0,2-", {"top_k": 4})
+    (step,) = resolve_plan('by_views:stages=[[2,"merge",{"ratio":0.5}],[50,"kv_prune",{}]],dense_below=7').exchanges
+    assert step.settings == {"stages": [[2, "merge", {"ratio": 0.5}], [50, "kv_prune", {}]]}
+    assert step.dense_below == 7
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -135,7 +144,8 @@ def test_settings_follow_the_name_of_a_plan() -> None:
         ({"format": 9, "steps": []}, "format 9"),
         ({"steps": [{"target": "global blocks"}]}, "step 1 has no mechanism"),
         ({"steps": [{"target": "global blocks", "mechanism": "scale"}]}, "Perhaps you meant scaled"),
-        ({"steps": [{"target": "globals", "mechanism": "dense"}]}, "cannot be read; expected"),
+        ({"steps": [{"target": "globals", "mechanism": "dense"}]}, "cannot be read; expected 'every attention layer'"),
+        ({"steps": [{"target": "global blocks 1-2-3", "mechanism": "dense"}]}, "expected 'every attention layer'"),
         ({"steps": [{"target": "global blocks 3-1", "mechanism": "dense"}]}, "ends before it starts"),
         ({"steps": [{"target": "global blocks", "mechanism": "scaled", "settings": {"stat": 1}}]}, "meant start"),
         ({"steps": [{"target": "global blocks", "mechanism": "scaled", "settings": {"dim": 1}}]}, "unknown setting"),
@@ -147,7 +157,8 @@ def test_settings_follow_the_name_of_a_plan() -> None:
         ),
         ({"steps": [{"target": "named head.*", "mechanism": "dense"}]}, "There are 3 of role frame"),
         (3, "type int"),
-        ("lite3r:keep", "has 'keep'; expected settings such as lite3r:keep=0.2"),
+        ("lite3r:keep", "has 'keep'; expected NAME=VALUE for each setting"),
+        ("gsa:0,1", "has '0'; expected NAME=VALUE"),
         ("lite3r:keap=0.2", "unknown setting 'keap' of sla. Perhaps you meant keep"),
         ("lite3r:rounding=fp4", "rounding is 'fp4'; expected one of fp8, w4a16, w4a8, none"),
         ("gsa:top_k=8,window=2,top_k=32", "has top_k twice"),

@@ -16,6 +16,7 @@ from torch import nn
 import lean3r
 from lean3r.cli.main import main
 from lean3r.compress import CompressionPlan, compress, remove
+from lean3r.compress.distill import attention_loss, attention_outputs
 from lean3r.compress.plan import QuantizeStep, RemoveStep, Step
 from lean3r.compress.removal import _sets, choose_blocks
 from lean3r.errors import UsageError
@@ -71,6 +72,18 @@ def test_linear_blocks_are_repaired_exactly_and_others_in_part() -> None:
     # Where two depths are as good as each other, rounding chooses: single pixels may differ, and on some machines do.
     pairs = zip(outputs_of(exact, others), outputs_of(model, others), strict=True)
     assert all(((a - b).abs() > 3e-5).double().mean() < 1e-3 for a, b in pairs)
+
+
+def test_layers_behind_a_gap_keep_their_teachers() -> None:
+    """Distillation pairs outputs in the order in which layers run."""
+    model = tiny()
+    student = compress(model, {"steps": [{"remove": "frame blocks 1"}]})
+    views = Views(torch.rand(1, 2, 3, 64, 64))
+    with torch.no_grad(), attention_outputs(model) as theirs, attention_outputs(student) as ours:
+        model(views)
+        student(views)
+    distance = attention_loss(ours, theirs)
+    assert distance.layers == (0, 2, 3, 4, 5, 6) and distance.per_layer[0] == 0
 
 
 def test_idle_blocks_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

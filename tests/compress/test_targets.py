@@ -91,8 +91,8 @@ def test_mechanisms_go_wherever_lite3r_puts_them(name: str, counts: dict[str, in
     "text", ["globals", "global blocks x", "global blocks 1,,2", "named", "named a b", "Every linear"]
 )
 def test_invalid_targets_are_refused_alike(text: str) -> None:
-    for read in (Target.parse, Target.of_attention):
-        with pytest.raises(UsageError, match=f"target '{text}' cannot be read; expected 'every layer'"):
+    for read, first in ((Target.parse, "every layer'"), (Target.of_attention, "every attention layer'")):
+        with pytest.raises(UsageError, match=f"target '{text}' cannot be read; expected '{first}"):
             read(text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -21,9 +22,9 @@ from torch import Tensor, nn
 import lean3r.deploy.export as exports
 from lean3r.compress import compress
 from lean3r.compress.fp8_linear import QuantLinear
-from lean3r.compress.presets import fp8, gsa, sla
+from lean3r.compress.presets import fp8, gsa, of_scheme, sla
 from lean3r.deploy import export_model
-from lean3r.deploy.graph import Limits, check_exportable, limits_of, outputs_of
+from lean3r.deploy.graph import FEWEST_VIEWS, Limits, check_exportable, limits_of, outputs_of, whole_activations
 from lean3r.deploy.onnx_file import runner, write_onnx
 from lean3r.errors import MissingExtraError, UsageError
 from lean3r.models.base import Backbone
@@ -100,13 +101,20 @@ class Bright(Backbone):
 
 def test_a_file_that_differs_from_its_model_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Bright(1.0)
-    program = exports.trace(model, limits_of(model))
+    program = exports.trace(model, replace(limits_of(model), fewest=FEWEST_VIEWS))
     monkeypatch.setattr(exports, "trace", lambda *call: program)
     with pytest.raises(exports.DifferentError, match=r"differs from the model by more than 0\.0001 \(depth [\d.]+e-04"):
         export_model(Bright(1.0005), tmp_path / "bright.pt2")
+    with pytest.raises(exports.DifferentError, match=r"\(depth inf\)"):  # NaN is in no order with other numbers
+        export_model(Bright(math.nan), tmp_path / "bright.pt2")
     assert not list(tmp_path.iterdir())
     found = export_model(Bright(1.00005), tmp_path / "bright.pt2").differences
     assert found is not None and 1e-5 < found["depth"] < 1e-4 and found["cam_from_world"] == 0
+    with pytest.raises(AssertionError, match=r"Guard failed: images\.size\(\)\[1\] >= 2"):
+        torch.export.load(tmp_path / "bright.pt2").module()(torch.rand(1, 1, 3, 48, 48))
+    unguarded = torch.export.load(tmp_path / "bright.pt2").module(check_guards=False)
+    with pytest.raises(RuntimeError, match="takes 2 to 1024 views, sides multiples of 16 from 48 to 4096"):
+        unguarded(torch.rand(1, 1, 3, 48, 48))
 
 
 @pytest.mark.slow
@@ -130,6 +138,18 @@ def test_a_replaced_file_takes_its_weights_along(nano: Nano, tmp_path: Path, mon
         weights.write_bytes(b"weights")
         export_model(nano, file, overwrite=there)
         assert weights.exists() is not there, "what no file refers to may be somebody's"
+
+
+@pytest.mark.slow
+def test_compiled_package_refuses_other_sizes(tmp_path: Path) -> None:
+    """It has no other check: of 60 views it computed what nano makes of 49 and fewer."""
+    if sys.platform != "linux" or shutil.which("g++") is None:
+        pytest.skip("there is no compiler")
+    export_model(Bright(1.0), tmp_path / "bright.aoti.pt2")
+    run = torch._inductor.aoti_load_package(str(tmp_path / "bright.aoti.pt2"))
+    for views, height, width in ((1, 48, 48), (1025, 48, 48), (2, 32, 48), (2, 48, 4112)):
+        with pytest.raises(RuntimeError, match="takes 2 to 1024 views, sides multiples of 16 from 48 to 4096"):
+            run(torch.rand(1, views, 3, height, width))
 
 
 @pytest.mark.slow
@@ -204,6 +224,18 @@ def test_bad_calls_are_told_before_any_work(nano: Nano, tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingExtraError, match=r"lean3r\[onnx\]"):
         export_model(nano, tmp_path / "nano.onnx")
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "w4a16", "w4a8"])
+def test_exported_layers_round_their_weights_only(scheme: str, nano: Nano) -> None:
+    """A file of w4a16 was refused as a bug: no two programs round activations alike."""
+    rounded = compress(nano, of_scheme(scheme))
+    layers = [part for part in rounded.modules() if isinstance(part, QuantLinear)]
+    x = torch.rand(2, 32)
+    before = [layer.scheme for layer in layers]
+    with whole_activations(rounded):
+        assert layers and all(layer.scheme.activation(x) is x for layer in layers)
+    assert [layer.scheme for layer in layers] == before and not torch.equal(before[0].activation(x), x)
 
 
 def test_models_that_make_no_graph_are_refused(nano: Nano) -> None:

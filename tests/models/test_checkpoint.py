@@ -190,6 +190,9 @@ class TestRefusals:
         self.refused(path, "it fits nano: use --model nano")
         save_model(Nano(), path)
         self.refused(path, "has weights of 'nano', expected pi3. Use --model nano")
+        save_file(Nano().state_dict(), path, {"model": "omega"})
+        self.refused(path, "has weights of 'omega', expected pi3. This version of lean3r does not know that model")
+        self.refused(path.rename(tmp_path / "nano.pt"), "is a safetensors file; give it a name that ends in .safetens")
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_values(self, saved: tuple[Pi3, Path], value: float) -> None:

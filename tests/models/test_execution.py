@@ -40,6 +40,19 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         load("nano", device="cpu", compile=True)
 
 
+def test_more_forms_of_a_block_are_compiled_than_one_model_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nano with gsa and four sizes of pictures has 8: the next model, and the fifth size, ran uncompiled."""
+    monkeypatch.setattr("lean3r.models.execution.check_compiler", lambda: None)
+    with torch._dynamo.config.patch(recompile_limit=8):
+        accelerate(small())
+        assert torch._dynamo.config.recompile_limit == 8
+        accelerate(small(), compile=True)
+        assert torch._dynamo.config.recompile_limit == 64
+    with torch._dynamo.config.patch(recompile_limit=100):
+        accelerate(small(), compile=True)
+        assert torch._dynamo.config.recompile_limit == 100
+
+
 def test_nothing_is_changed_unasked() -> None:
     model = small()
     accelerate(model)

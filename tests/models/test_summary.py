@@ -14,7 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lean3r.attention import ATTENTION, pieces
-from lean3r.compress import compress
+from lean3r.compress import SCHEMES, compress
+from lean3r.compress.presets import of_scheme
 from lean3r.errors import UsageError
 from lean3r.layers.rope import rope_table
 from lean3r.models import MODELS
@@ -112,6 +113,14 @@ def test_of_many_equal_pieces_two_run_and_all_count(
     assert sum(model.summary(7, *size).flops.values()) == counter.get_total_flops()
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # another kernel's rounding could choose other tokens
         torch.testing.assert_close(model(views).depth, before)
+
+
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_rounded_numbers_take_as_many_operations(scheme: str) -> None:
+    """A multiply-add of integers is two operations, too."""
+    model = TINY["nano"]().eval().requires_grad_(False)
+    size = (3 * model.patch, 4 * model.patch)
+    assert compress(model, of_scheme(scheme)).summary(3, *size).flops == model.summary(3, *size).flops
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -13,8 +13,10 @@ from data import tiny as tiny_copies
 from safetensors.torch import load_file
 from torch import nn
 
-from lean3r.compress import convert, resolve_plan
+from lean3r.compress import compress, convert, resolve_plan
 from lean3r.compress.distill import gamma
+from lean3r.compress.plan import CompressionPlan, RemoveStep
+from lean3r.compress.sparsify import plan_of
 from lean3r.data.base import SceneBatch
 from lean3r.data.world.synthetic import SyntheticWorld
 from lean3r.errors import InputError, UsageError
@@ -275,6 +277,18 @@ def test_another_plan_for_the_student() -> None:
     rounded = with_plan(recipe, resolve_plan("fp8"))
     assert [phase.config.name for phase in rounded.phases] == ["nano-fp8"]
     assert [bool(p.plan.quantizes) for p in with_plan(recipe, resolve_plan("sla-fp8")).phases] == [False, False, True]
+
+
+def test_blocks_are_removed_from_the_first_phase_on() -> None:
+    """The weights of a phase go into the next one; a student that is not quantised ends with the last but one."""
+    recipe = DISTILLATIONS.get("nano-gsa-fp8")(None)
+    gaps = CompressionPlan((RemoveStep("frame blocks 1"),), "gaps")
+    for plan in (resolve_plan("gsa") + gaps, resolve_plan("gsa") + gaps + resolve_plan("fp8")):
+        phases = with_plan(recipe, plan).phases
+        assert len(phases) > 1 and all(phase.plan.removals == gaps.steps for phase in phases)
+    sparse = resolve_plan("gsa:dense_below=0") + gaps
+    start = compress(tiny("nano"), sparse)  # such as with matrices that --fit has fitted
+    assert plan_of(student_of(start, sparse)) == plan_of(start)
 
 
 def test_the_finished_student_gives_the_outputs_of_the_prepared_one() -> None:

@@ -59,7 +59,7 @@ def test_mechanisms_are_parameters_that_a_plan_added() -> None:
         sparse = compress(model, plan)
         new = {name for name, _ in sparse.named_parameters()} - dense
         assert new and trainable_names(sparse, ("mechanisms",)) == new
-    with pytest.raises(UsageError, match="no parameter of the network has the role 'mechanisms'"):
+    with pytest.raises(UsageError, match=r"role 'mechanisms'\. Only attention such as gsa and sla has"):
         trainable_names(model, ("mechanisms",))
 
 

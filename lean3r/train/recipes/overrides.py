@@ -126,20 +126,20 @@ def with_gamma(recipe: Distillation, highest: float, lowest: float | None = None
 def with_plan(recipe: Distillation, plan: CompressionPlan) -> Distillation:
     """The recipe for a student with another plan, which is sparse at every sequence length while it trains.
 
-    The last phase has the whole plan. Earlier phases have its mechanisms and, if the plan quantises, their own
+    The last phase has the whole plan. Earlier phases have its mechanisms and gaps and, if the plan quantises, their own
     quantisation. Earlier phases are left out if the plan has no mechanisms, or if they quantise and the plan does not.
     With mechanisms the student has the teacher's form, not one of its own.
     """
     if plan.exchanges:
         recipe = replace(recipe, student="")
     plan = always_sparse(plan)
-    mechanisms = CompressionPlan(plan.exchanges, plan.name) if plan.exchanges else None
+    structure = CompressionPlan(plan.structure, plan.name) if plan.exchanges else None
     phases: list[Phase] = []
     for phase in recipe.phases[:-1]:
         own = phase.plan.quantizes if phase.plan else ()
-        if mechanisms is None or (own and not plan.quantizes):
+        if structure is None or (own and not plan.quantizes):
             continue
-        phase_plan = mechanisms + CompressionPlan(own, own[0].quantize) if own else mechanisms
+        phase_plan = structure + CompressionPlan(own, own[0].quantize) if own else structure
         phases.append(replace(phase, plan=phase_plan))
     last = recipe.phases[-1]
     sparse_alone = bool(phases) and not plan.quantizes and last.plan is not None and last.plan.quantizes
