@@ -129,7 +129,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder / MANIFEST} cannot be read ({error}).") from error
     if "stream.json" in listed or (folder / "stream.json").exists():
         raise InputError(
-            f"{folder} holds a stream; `lean3r stream --resume` goes on with it. Pictures cannot be added."
+            f"{folder} holds a stream, to which pictures cannot be added. To have them in one world with its film: "
+            "lean3r reconstruct FILM PICTURES -o NEW."
         )
     if manifest["layout_version"] != LAYOUT_VERSION:
         raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -58,27 +58,54 @@ class Bars(NamedTuple):
 NO_BARS = Bars()
 
 
-def find_bars(frames: Iterable[np.ndarray]) -> Bars:
+class Found(NamedTuple):
+    """The `bars` of a video that are cut off, and those that lie at one edge or `unequal` at two: these stay, since
+    they may cover a part of the picture, whose middle would move."""
+
+    bars: Bars = NO_BARS
+    unequal: Bars = NO_BARS
+
+    def told(self, name: str) -> Iterator[str]:
+        """What to say of a video of this name."""
+        if self.bars != NO_BARS:
+            left, top, right, lower = self.bars.content
+            remains = f"{right - left}x{lower - top} pixels of {self.bars.size[0]}x{self.bars.size[1]} remain"
+            yield f"{name} has bars at its edges: they are cut off, {remains}"
+        if self.unequal != NO_BARS:
+            widths = " and ".join(str(width) for width in self.unequal[:4] if width)
+            yield (
+                f"{name} has a bar at one edge, or unequal ones at two ({widths} pixels): they stay, as they may cover "
+                "a part of it; if they do not, crop it first: the middle of its pictures is taken for that of the lens"
+            )
+
+
+def find_bars(frames: Iterable[np.ndarray]) -> Found:
     """The bars of a video by some of its frames, grey [H, W] uint8; NO_BARS where there are none.
 
-    Frames are taken only until one shows that there are none. Bars lie at both ends of a side and are about equally
-    wide, so that the middle of the picture stays where it was: whatever else is of one colour belongs to the picture.
+    Frames are taken only until one shows that there are none; those of one colour, as before a film is faded in, say
+    nothing. Bars lie at both ends of a side and are about equally wide, so that the middle of the picture stays where
+    it was: whatever else is of one colour belongs to the picture.
     """
     ends: list[_Ends] = []
     size = (0, 0)
     for frame in frames:
+        if _differing(frame, float(np.median(frame))).mean() <= CLEAN:
+            continue
         if not ends:
             ends, size = [_Ends(frame), _Ends(frame.T)], frame.shape[::-1]
         if frame.shape[::-1] != size:
-            return NO_BARS
+            return Found()
         for pair, grey in zip(ends, (frame, frame.T), strict=True):
             pair.add(grey)
         if not any(pair.may_have_bars for pair in ends):
-            return NO_BARS
+            return Found()
     if not ends:
-        return NO_BARS
-    (top, lower), (left, right) = (pair.bars() for pair in ends)
-    return Bars(left, top, right, lower, size) if top or left else NO_BARS
+        return Found()
+    found = []
+    for is_equal in (True, False):
+        (top, lower), (left, right) = (pair.bars(is_equal) for pair in ends)
+        found.append(Bars(left, top, right, lower, size) if top or lower or left or right else NO_BARS)
+    return Found(*found)
 
 
 class _Ends:
@@ -92,24 +119,30 @@ class _Ends:
 
     def add(self, frame: np.ndarray) -> None:
         for end, colour in enumerate(self._colours):
-            share = (np.abs(frame - np.float32(colour)) > DIFFERENT).mean(1)
+            share = _differing(frame, colour).mean(1)
             self._most[end] = np.maximum(self._most[end], share)
             self._sum[end] += share
         self._frames += 1
 
     @property
     def may_have_bars(self) -> bool:
-        return self._most[0, 0] <= CLEAN and self._most[1, -1] <= CLEAN
+        return self._most[0, 0] <= CLEAN or self._most[1, -1] <= CLEAN
 
-    def bars(self) -> tuple[int, int]:
-        """The lines to cut off at the two ends; both 0 where those are not bars."""
+    def bars(self, is_equal: bool) -> tuple[int, int]:
+        """The lines of bars at the two ends, if they are about equally many, or if they are not; else 0."""
         mean = self._sum / self._frames
         first = _width(self._most[0], mean[0])
         last = _width(self._most[1, ::-1], mean[1, ::-1])
         side = self._most.shape[1]
-        if min(first, last) <= THIN * side or abs(first - last) > max(EVEN * side, SHARP):
+        first, last = (width if width > THIN * side else 0 for width in (first, last))
+        if is_equal != (min(first, last) > 0 and abs(first - last) <= max(EVEN * side, SHARP)):
             return 0, 0
-        return first + BLURRED, last + BLURRED
+        return first and first + BLURRED, last and last + BLURRED
+
+
+def _differing(frame: np.ndarray, colour: float) -> np.ndarray:
+    """Which pixels of a frame [H, W] are not of a colour."""
+    return np.abs(frame - np.float32(colour)) > DIFFERENT
 
 
 def _width(most: np.ndarray, mean: np.ndarray) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from lean3r.errors import InputError
+from lean3r.inputs.animations import FILMS, animation_of
 from lean3r.inputs.frames import FrameChoice, evenly
 from lean3r.inputs.video import Clip, Film, Frame, scan
 
@@ -34,9 +35,11 @@ VIDEO_SUFFIXES = (
     ".asf", ".ogv", ".mxf", ".dv", ".h264", ".264", ".h265", ".265", ".hevc", ".ivf",
 )
 # fmt: on
+ANIMATED_SUFFIXES = (".gif", ".apng")  # in a folder; a .png, of which there may be many, is a picture
 UNREAD_SUFFIXES = (".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".jxl", ".psd")
 MAX_NAME_BYTES = 230  # of one part of a view's name, which becomes a file's name: file systems take 255
 MAX_MEMBER_BYTES = 256 * 2**20  # one unpacked member of an archive; more is taken for a zip bomb
+_ADDRESS = re.compile(r"[a-z][a-z0-9+]+:/", re.IGNORECASE)
 _LIKE_A_FRAME = re.compile(r"(.+)_[0-9]{6,}\.png")
 STILL_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
 
@@ -177,6 +180,8 @@ def _expand(spec: str | Path) -> list[Path]:
         return [Path(path)]
     if matches := glob.glob(path, recursive=True):
         return [Path(m) for m in matches]
+    if _ADDRESS.match(str(spec)):
+        raise InputError(f"{printable(str(spec))} is an address, and files are expected: download or record it first")
     what = "nothing matches" if glob.has_magic(str(spec)) else "no such file or folder:"
     raise InputError(f"{what} {printable(str(spec))}; give a folder, picture files, a glob, a .zip or a video")
 
@@ -197,7 +202,8 @@ def _from_file(path: Path, skips: Skips) -> list[_Candidate]:
         return _from_archive(path, skips)
     still_box = head[4:8] == b"ftyp" and head[8:12] in STILL_BRANDS
     video_head = head[4:8] == b"ftyp" or head.startswith(b"\x1aE\xdf\xa3") or head[8:12] == b"AVI "
-    return [_of_path(path, not still_box and (video_head or suffix in VIDEO_SUFFIXES))]
+    is_video = not still_box and (video_head or suffix in VIDEO_SUFFIXES)
+    return [_of_path(path, is_video or animation_of(lambda: path.open("rb")) in FILMS)]
 
 
 def _of_path(path: Path, is_video: bool) -> _Candidate:
@@ -284,6 +290,8 @@ def _sort_out(seen: Iterable[tuple[tuple[str, ...], Callable[[], BinaryIO]]], sk
         name, suffix = parts[-1], os.path.splitext(parts[-1])[1].lower()
         if name.startswith(".") or "__MACOSX" in parts:
             logger.debug("ignored %s", printable(name))
+        elif suffix in ANIMATED_SUFFIXES and animation_of(opener) in FILMS:
+            clips.append(_Candidate(parts, opener, True))
         elif suffix in IMAGE_SUFFIXES:
             stills.append(_Candidate(parts, opener, False))
         elif suffix in VIDEO_SUFFIXES:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from lean3r.errors import InputError
-from lean3r.inputs.bars import NO_BARS, Bars, find_bars
+from lean3r.inputs.bars import NO_BARS, Bars, Found, find_bars
 from lean3r.inputs.frames import DEFAULT_FRAMES, FrameChoice
 from lean3r.inputs.interlaced import is_combed, without_combs
 from lean3r.inputs.motion import REACH, Meter, Motion, Stepper, choose, small_size
@@ -38,7 +38,7 @@ COMBED_SAMPLES, COMBED = 8, 1 / 3  # frames that are looked at for combs; share 
 THREADS = 2  # decoder errors appear as many packets late as there are threads
 MAX_FRAME_PIXELS = 100_000_000
 # Demuxers of plain containers only: playlists and concat scripts could make FFmpeg open other files or addresses.
-CONTAINERS = "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg,h264,hevc,mxf,dv,ivf"
+CONTAINERS = "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg,h264,hevc,mxf,dv,ivf,gif,apng"
 # Where x and y of a frame are shown, as signs (x to x, x to y, y to x, y to y) -> the EXIF orientation of the same.
 EXIF_OF_MATRIX = {
     **{(1, 0, 0, 1): 1, (-1, 0, 0, 1): 2, (-1, 0, 0, -1): 3, (1, 0, 0, -1): 4},
@@ -115,19 +115,14 @@ class Film:
             if len(combed) < SAMPLES // 3:
                 yield from self._greys("DEFAULT", 10)
 
-        looking, bars = key_frames(), NO_BARS
+        looking, found = key_frames(), Found()
         try:
-            bars = find_bars(chain(looking, more_frames()))
+            found = find_bars(chain(looking, more_frames()))
             deque(islice(looking, max(0, COMBED_SAMPLES - len(combed))), maxlen=0)
         except (FFmpegError, InputError, ValueError, OSError) as error:
             logger.debug("%s: bars and combs not looked for: %s", self.name, error)
-        if bars != NO_BARS:
-            (left, top, right, lower), (width, height) = bars.content, bars.size
-            logger.warning(
-                "%s has bars at its edges: they are cut off, %dx%d pixels of %dx%d remain",
-                self.name,
-                *(right - left, lower - top, width, height),
-            )
+        for text in found.told(self.name):
+            logger.warning("%s", text)
         is_interlaced = sum(combed) > COMBED * len(combed)
         if is_interlaced:
             logger.warning(
@@ -135,7 +130,7 @@ class Film:
                 "first, as by: ffmpeg -i %s -vf bwdif=mode=send_frame deinterlaced.mp4",
                 *(self.name, self.name),
             )
-        return bars, is_interlaced
+        return found.bars, is_interlaced
 
     def _greys(self, skip: Skip, every: int) -> Iterator[np.ndarray]:
         """Some of the video's first frames in grey."""
@@ -350,12 +345,18 @@ def _decode(
 
 
 def _pictures_of(container: InputContainer, name: str) -> VideoStream:
-    """The first video stream; InputError if there is none, or it cannot be decoded, or is too large."""
-    if not container.streams.video:
-        raise InputError(f"no frames in {name}: it has no video stream")
-    stream = container.streams.video[0]
-    if stream.codec_context is None:
+    """The video stream with the largest pictures, not a thumbnail or a cover; InputError if there is none, or it cannot
+    be decoded, or is too large."""
+    from av.stream import Disposition
+
+    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not films:
+        cover = " but a cover picture" if container.streams.video else ""
+        raise InputError(f"no frames in {name}: it has no video stream{cover}")
+    known = [stream for stream in films if stream.codec_context is not None]
+    if not known:
         raise InputError(f"no frames in {name}: its codec is unknown; convert it to H.264 in .mp4")
+    stream = max(known, key=lambda stream: stream.width * stream.height)  # of equal ones the first
     _square(stream.width, stream.height, float(stream.sample_aspect_ratio or 1), name)
     return stream
 

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from lean3r.errors import InputError, UsageError
+from lean3r.inputs.animations import animation_of
 from lean3r.inputs.arrays import pixels_of
 from lean3r.inputs.decoding import TURNS, own_pixel_limit
 from lean3r.inputs.listing import Still, find_pictures
@@ -238,6 +239,8 @@ class Source:
             self._skip(film.name, reason)
 
     def _still(self, item: Still) -> np.ndarray | None:
+        if animation_of(item.open) is not None:
+            self.note("animations of which only the first picture is used", item.name)
         try:
             with own_pixel_limit(), item.open() as file:
                 # Upright now: an array, as the image may still carry the EXIF that says how to turn it.

@@ -55,6 +55,7 @@ CAMERAS, POINTS, PREDICTIONS, CONFIG = (
 )
 MODEL_POINTS = 50_000  # of the COLMAP model
 NAMED = 100  # views that a warning names at most
+UNCERTAIN, CERTAIN = "# uncertain from here: these poses may be far off\n", "# certain from here\n"
 
 
 class Publisher:
@@ -106,8 +107,9 @@ class Publisher:
         return zip(self._keyframes(), self.store.names(), strict=True)
 
     def _trajectories(self) -> int:
-        """The trajectories; how many of their frames are uncertain."""
-        folder, uncertain, last = self.store.folder, 0, 0
+        """The trajectories, with a remark in TUM's wherever uncertain frames begin and end; how many of these there
+        are."""
+        folder, uncertain, last, was_certain = self.store.folder, 0, 0, True
         with (
             atomic_file(folder / TUM) as tum_part,
             atomic_file(folder / KITTI) as kitti_part,
@@ -119,9 +121,13 @@ class Publisher:
             tum.write(HEAD + f"# {OF_VIEWS}, from 0\n" * self.is_counted)
             for record, pose in self._frames():
                 last = int(record["index"]) if "keyframe" in flags_of(int(record["flags"])) else last
-                if self._registration(record) == "uncertain":
+                is_certain = self._registration(record) != "uncertain"
+                if not is_certain:
                     uncertain += 1
                     self._near.add(last)
+                if is_certain != was_certain:
+                    tum.write(CERTAIN if is_certain else UNCERTAIN)
+                    was_certain = is_certain
                 for file, line in zip((tum, kitti, times), lines(float(record["timestamp_s"]), pose), strict=True):
                     file.write(line)
         return uncertain
@@ -262,12 +268,15 @@ def warnings_of(
     """What the manifest warns of, by the reports of all windows and the figures of the stream, with the first NAMED
     `views` that each is about; `numbers` are those of their frames. If no view is uncertain but frames between them
     are, these are the views before them, whose numbers are `near`."""
-    count, about = Counter[str](), defaultdict[str, dict[str, None]](dict)
+    count, about, reasons = Counter[str](), defaultdict[str, dict[str, None]](dict), Counter[str]()
     for window in windows:
         count["windows"] += 1
+        is_unrefined = window.get("refinement") == "kept" and "reason" in window and window["keyframes"] > 1
+        if is_unrefined:
+            reasons[window["reason"]] += 1
         for code, is_so in (
-            ("not-refined", window.get("refinement") == "kept" and "reason" in window),
-            ("zoom", window.get("zooms", False)),
+            ("not-refined", is_unrefined),
+            ("zoom", window.get("zooms", False) and not is_unrefined),
             ("not-joined", window.get("join", {}).get("bad")),
         ):
             if is_so:
@@ -282,7 +291,8 @@ def warnings_of(
     texts = {
         "uncertain-views": f"{stream['uncertain']} of {stream['frames']} frames, {len(doubted)} of them keyframes, are "
         "uncertain: their cameras may be far off",
-        "not-refined": f"{count['not-refined']} {of} are not refined: their cameras are the network's, and uncertain",
+        "not-refined": f"{count['not-refined']} {of} are not refined: their cameras are the network's, and uncertain"
+        + "".join(f" ({reason})" for reason, _ in reasons.most_common(1)),
         "zoom": f"the lens zooms in {count['zoom']} {of}: frames there have focal lengths of their own",
         "not-joined": f"{count['not-joined']} {of} do not fit those before: what is in them may be elsewhere",
     }

@@ -36,6 +36,7 @@ from lean3r.types import Lens, Reconstruction, Source
 logger = logging.getLogger("lean3r")
 
 CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
+SOUND = 1 / 2  # of the keyframes of a full window: fewer tell a focal length, and the way, less well than later ones do
 CLEARLY = 0.01  # of the longer side: how far lines bend at a corner of a lens that serves the next windows, too
 ISLAND = 5  # keyframes in a row that are trusted although those around them are not
 Pose = Sequence[Sequence[float]]  # [4, 4]
@@ -60,8 +61,8 @@ class Meeting(NamedTuple):
 
 class Solver:
     """Runs `lean3r.reconstruct` with a stream's settings. `cameras` of frames of each size (width, height) are
-    those of the first window whose cameras are trusted, unless they are known: fx, fy, cx, cy, and the lens if it bends
-    lines."""
+    those of the first sound window whose cameras are trusted, unless they are known: fx, fy, cx, cy, and the lens if it
+    bends lines."""
 
     def __init__(self, model: Backbone, settings: Settings) -> None:
         self.model, self.settings = model, settings
@@ -124,6 +125,7 @@ class Solver:
             and not is_calibrated
             and not zooms(scene)
             and len({keyframe.size for keyframe in keyframes}) == 1
+            and len(keyframes) >= SOUND * self.settings.window
         ):
             self.cameras[keyframes[0].size] = common_camera([result for result in results if result.is_certain])
         return results, {

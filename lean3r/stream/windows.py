@@ -29,12 +29,13 @@ from lean3r.stream.looks import Look, Looks, Seen
 from lean3r.stream.loops import PREDICTED, Loops
 from lean3r.stream.pictures import Keyframe, has_content
 from lean3r.stream.result import Result, join_results
-from lean3r.stream.solver import Solver
+from lean3r.stream.solver import SOUND, Solver
 from lean3r.types import Lens
 
 logger = logging.getLogger("lean3r")
 
 MOST_PENDING = 512  # frames without an estimate: then a window is reconstructed though it is not full
+MOST_RESTING = 8  # times as many while it has too few keyframes to be sound, as in a film that rests
 STILL = 0.05  # of the step between keyframes: a picture that has moved by less shows a camera at rest
 MOST_SHARED = 3 / 4  # of a window, with the one before, where half of it holds too few certain cameras
 LAST = 3 / 4  # of a window: least size of the last one, if there are as many keyframes
@@ -107,9 +108,16 @@ class WindowEngine:
             self._waiting.append(each)
             if len(self._carried) + len(self._waiting) >= self.settings.window:
                 known += self._solve()
-        if len(self._pending) > MOST_PENDING:
+        if len(self._pending) > self._most_pending:
             known += self._solve() if self._waiting else self._rest(self._settled)
         return known
+
+    @property
+    def _most_pending(self) -> int:
+        """How many frames may wait for their estimates."""
+        keyframes = len(self._carried) + len(self._waiting)
+        is_poor = self._waiting and keyframes < SOUND * self.settings.window
+        return MOST_PENDING * (MOST_RESTING if is_poor else 1)
 
     @property
     def _settled(self) -> float:

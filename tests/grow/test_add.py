@@ -329,7 +329,7 @@ def undistorted_for_nerfstudio(out: Path) -> None:
         (rewrite("manifest.json", b"{}"), "no manifest.json"),
         (change("layout_version", 99), "layout 99"),
         (lambda out: (out / "points.ply").unlink(), "points.ply"),
-        (rewrite("stream.json", b"{}"), "stream"),
+        (rewrite("stream.json", b"{}"), "lean3r reconstruct FILM PICTURES -o NEW"),
         (change("views", []), "another command"),
         (rewrite("predictions.npz", b"PK"), "damaged"),
         (rewrite("config.toml", b"= 3"), "TOML"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 import lean3r
 from lean3r.errors import InputError
-from lean3r.inputs.bars import BLURRED, NO_BARS, Bars, find_bars
+from lean3r.inputs.bars import BLURRED, NO_BARS, Bars, Found, find_bars
 from lean3r.inputs.cameras import GivenCamera, GivenCameras, read_given
 from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.pictures import Pictures
@@ -54,15 +54,16 @@ def grey(frames: np.ndarray) -> list[np.ndarray]:
 def test_bars_are_found_to_the_pixel(edges: tuple[int, int, int, int], colour: int) -> None:
     frames = barred(walk(), *edges, colour)
     expected = [edge + BLURRED if edge else 0 for edge in edges]
-    assert find_bars(grey(frames)) == Bars(*expected, size=(frames.shape[2], frames.shape[1]))
+    assert find_bars(grey(frames)) == Found(Bars(*expected, size=(frames.shape[2], frames.shape[1])))
 
 
 def test_bars_are_found_that_carry_the_time_or_follow_darkness() -> None:
     frames = barred(walk(), 0, 24, 0, 24)
     for index in range(len(frames)):
         frames[index, 90:98, 4 + index : 30 + index] = 255
-    frames = np.concatenate([np.zeros_like(frames[:3]), frames])
-    assert find_bars(grey(frames))[:4] == (0, 26, 0, 26)
+    for dark in (3, 12):
+        faded_in = np.concatenate([np.zeros_like(frames[:dark]), frames])
+        assert find_bars(grey(faded_in)).bars.edges == (0, 26, 0, 26)
 
 
 def test_nothing_of_the_picture_is_taken_for_a_bar() -> None:
@@ -81,14 +82,27 @@ def test_nothing_of_the_picture_is_taken_for_a_bar() -> None:
     night = whole // 20
     still_black, nothing = np.zeros_like(whole), whole[:0]
     for frames in (whole, slope, thing, one_side, uneven, halves, night, still_black, nothing):
-        assert find_bars(grey(frames)) == NO_BARS
+        assert find_bars(grey(frames)).bars == NO_BARS
     moving = [np.roll(frame, 2 * index, axis=0) for index, frame in enumerate(ceiling)]
-    assert find_bars(grey(np.stack(moving))) == NO_BARS
+    assert find_bars(grey(np.stack(moving))) == Found()
+
+
+@pytest.mark.parametrize("edges", [(0, 0, 0, 30), (0, 24, 0, 6), (20, 0, 0, 0)], ids=["lower", "unequal", "left"])
+def test_unequal_bars_stay_with_a_message(
+    edges: tuple[int, int, int, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They may be a part of the picture, whose middle would move; or be none, and have moved it."""
+    frames = barred(walk(), *edges)
+    expected = [edge + BLURRED if edge else 0 for edge in edges]
+    assert find_bars(grey(frames)) == Found(unequal=Bars(*expected, size=(frames.shape[2], frames.shape[1])))
+    path = video(tmp_path / "band.mp4", frames, crf="12")
+    assert next(iter(Source(path))).image.shape == frames.shape[1:]
+    assert "band.mp4 has a bar at one edge" in caplog.text and "crop it first" in caplog.text
 
 
 def test_frames_are_looked_at_only_until_one_has_no_bars() -> None:
     frames = iter(grey(walk()))
-    assert find_bars(frames) == NO_BARS
+    assert find_bars(frames) == Found()
     assert len(list(frames)) == len(walk()) - 1
 
 

@@ -146,3 +146,16 @@ def test_warnings_name_some_of_the_views_that_they_are_about() -> None:
     assert apart["views"] == [f"{number}.png" for number in range(14, 114)]
     (between,) = warnings_of([], {"frames": 1500, "uncertain": 2}, views[:300], numbers[:300], {6})
     assert between["views"] == ["2.png"] and "0 of them" in between["text"]
+
+
+def test_the_warning_of_windows_that_are_not_refined_says_why() -> None:
+    """One keyframe, of a film that rests, has nothing to be refined by, and is not uncertain."""
+    kept = {"first": 0, "last": 9, "refinement": "kept"}
+    windows = [
+        {**kept, "keyframes": 1, "reason": "one picture"},
+        *[{**kept, "keyframes": 9, "reason": reason} for reason in ("no parallax", "no parallax", "dark")],
+    ]
+    windows[3]["zooms"] = True  # no focal lengths were found for it
+    (told,) = warnings_of(windows, {"frames": 30, "uncertain": 0}, [], [], set())
+    assert told["code"] == "not-refined" and "3 of 4" in told["text"] and told["text"].endswith("(no parallax)")
+    assert not warnings_of(windows[:1], {"frames": 30, "uncertain": 0}, [], [], set())

@@ -75,13 +75,29 @@ def test_intrinsics_of_the_windows_before_are_given_up_when_the_lens_zooms(monke
     monkeypatch.setattr(Solver, "_pictures", lambda self, keyframes, joined: SimpleNamespace())
     monkeypatch.setattr(Solver, "_run", run)
     monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: results)
-    found = Solver(None, SimpleNamespace(intrinsics=None))  # type: ignore[arg-type]
+    found = Solver(None, SimpleNamespace(intrinsics=None, window=3))  # type: ignore[arg-type]
     zooming = False
     found.window(keyframes)
     zooming = True
     told = found.window(keyframes)
     assert given == [False, True, False] and not found.cameras
     assert told is not None and told[1]["zooms"]
+
+
+@pytest.mark.parametrize(("window", "is_held"), [(6, True), (7, False)])
+def test_a_window_of_few_keyframes_does_not_tell_the_intrinsics_of_the_next_ones(
+    window: int, is_held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two views of a camera that hardly moved fit many focal lengths."""
+    keyframes: Any = [SimpleNamespace(index=i, size=(4, 3)) for i in range(3)]
+    results = [SimpleNamespace(is_certain=True, original_intrinsics=np.eye(3), lens=None) for _ in keyframes]
+    scene = SimpleNamespace(info={"refinement": {"status": "refined", "trusted": 3}}, lenses=())
+    monkeypatch.setattr(Solver, "_pictures", lambda self, keyframes, joined: SimpleNamespace())
+    monkeypatch.setattr(Solver, "_run", lambda self, pictures: (scene, False))
+    monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: results)
+    found = Solver(None, SimpleNamespace(intrinsics=None, window=window))  # type: ignore[arg-type]
+    found.window(keyframes)
+    assert bool(found.cameras) == is_held
 
 
 def test_intrinsics_hold_for_frames_of_the_stated_size_and_are_scaled_to_others(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import lean3r
 from lean3r.errors import InputError, OutOfMemoryError, UsageError
 from lean3r.pipeline.memory import used_bytes
 from lean3r.pipeline.observer import Observer
+from lean3r.stream import windows
 from lean3r.stream.engine import Estimate
 from lean3r.stream.frames import Live, Source
 from lean3r.stream.pictures import Keyframe
@@ -197,6 +198,18 @@ def test_single_photos_are_all_keyframes_unless_the_camera_rests() -> None:
     assert all("still" in each.flags for each in found[10:])
 
 
+def test_windows_wait_for_keyframes_while_the_camera_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few of them tell the way badly; but a camera that rests for ever does not let its frames wait for ever."""
+    monkeypatch.setattr(windows, "MOST_PENDING", 10)
+    images = [image for _, image in walk(16, 0.5) for _ in range(8)]
+    stream = lean3r.stream(Knows(), images, options=SMALL, refine="off")
+    assert len(list(stream)) == len(images)
+    sizes = [report["keyframes"] for report in stream.reports]
+    assert len(sizes) > 2 and min(sizes) >= 4
+    at = [each for each, _ in zip(lean3r.stream(Knows(), itertools.repeat(images[0])), range(200), strict=False)]
+    assert len(at) == 200
+
+
 def test_a_slow_camera_gets_keyframes_too() -> None:
     found = run(walk(400, 0.004))
     assert 3 <= sum("keyframe" in each.flags for each in found) <= 12
@@ -225,6 +238,20 @@ def test_a_result_can_be_read_by_everything_else(tmp_path: Path) -> None:
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["is_complete"] and manifest["stream"]["frames"] == 60
     assert set(manifest["files"]) == {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+
+
+def test_a_trajectory_says_which_poses_are_uncertain(tmp_path: Path) -> None:
+    frames = list(walk(60))
+    frames[20:23] = [(time_s, np.zeros_like(image)) for time_s, image in frames[20:23]]
+    found = run(frames, tmp_path)
+    doubted = [bool(each.flags & {"lost", "uncertain"}) for each in found]
+    said, is_doubted = [], False
+    for line in (tmp_path / "trajectory_tum.txt").read_text().splitlines()[1:]:
+        if line.startswith("#"):
+            is_doubted = "uncertain from here" in line
+        else:
+            said.append(is_doubted)
+    assert said == doubted and 3 <= sum(said) < 30
 
 
 def test_each_point_knows_the_keyframe_that_saw_it(tmp_path: Path) -> None:

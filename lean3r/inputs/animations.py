@@ -1,0 +1,25 @@
+"""Animated pictures: files of picture formats that hold a film."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import BinaryIO
+
+from PIL import Image
+
+HEADS = (b"GIF8", b"\x89PNG", b"RIFF")
+FILMS = ("GIF", "PNG")  # read as films; FFmpeg does not read animated WebP
+
+
+def animation_of(opener: Callable[[], BinaryIO]) -> str | None:
+    """The format of a file that holds several pictures, one after the other: GIF, PNG or WEBP; None of other files."""
+    try:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning), opener() as file:
+            if not file.read(4).startswith(HEADS):
+                return None
+            file.seek(0)
+            with Image.open(file, formats=("GIF", "PNG", "WEBP")) as image:
+                return image.format if getattr(image, "is_animated", False) else None
+    except Exception:  # of any kind, on damaged files: whoever decodes it says what is wrong
+        return None
