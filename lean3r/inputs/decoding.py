@@ -29,6 +29,8 @@ BAND_ROWS = 256
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "GIF", "BMP", "JPEG2000", "PPM")
 SELF_TURNING_FORMATS = ("TIFF",)  # Pillow turns these upright by itself and still reports the orientation
 ORIENTATION = 0x0112
+EXIF, FOCAL_35MM, EXIF_WIDTH, EXIF_HEIGHT = 0x8769, 0xA405, 0xA002, 0xA003
+SAME_SHAPE = 0.02  # relative difference of aspect ratios that rounding explains; a crop that is less changes little
 SUBFILE_TYPE, DNG_VERSION = 254, 50706  # tags of TIFF
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -116,18 +118,27 @@ def check_pixels(size: tuple[int, int], kind: str | None = None) -> None:
 
 
 def exif(image: Image.Image, name: str) -> tuple[int, float | None]:
-    """(orientation 1 to 8, focal length in mm for a 36 x 24 mm frame or None) from an image's EXIF."""
+    """(orientation 1 to 8, focal length in mm for a 36 x 24 mm frame or None) from an image's EXIF. The focal length is
+    not that of an image whose shape is another than the camera's: it was cropped since."""
     if image.format == "PNG":
         image.load()  # EXIF may follow the pixels: damaged pixels are not a fault of the EXIF
     try:
         fields = image.getexif()
         orientation = fields.get(ORIENTATION, 1)
-        focal_35mm = float(fields.get_ifd(0x8769).get(0xA405) or 0)
+        more = fields.get_ifd(EXIF)
+        focal_35mm = float(more.get(FOCAL_35MM) or 0)
+        of_camera = float(more.get(EXIF_WIDTH) or 0), float(more.get(EXIF_HEIGHT) or 0)
     except Exception as error:  # a damaged EXIF block raises anything; the picture itself may be sound
         logger.warning("%s: the EXIF data cannot be read (%s); the picture is taken as upright", name, error)
         return 1, None
     is_known = orientation in range(1, 9) and image.format not in SELF_TURNING_FORMATS
-    return int(orientation) if is_known else 1, focal_35mm if 0 < focal_35mm < 10_000 else None
+    is_whole = min(of_camera) <= 0 or abs(_elongation(of_camera) / _elongation(image.size) - 1) < SAME_SHAPE
+    return int(orientation) if is_known else 1, focal_35mm if is_whole and 0 < focal_35mm < 10_000 else None
+
+
+def _elongation(size: tuple[float, float]) -> float:
+    """The longer side over the shorter one, the same however a picture is turned."""
+    return max(size) / min(size)
 
 
 def rgb_profile(image: Image.Image) -> bytes | None:

@@ -92,20 +92,24 @@ def pair_shares(
 
 
 def turn_only(matches: Matches, cameras: Sequence[pycolmap.Camera]) -> bool:
-    """Whether rotation alone explains most matches, within TURNED_PX: rotating in place gives no parallax, so neither
-    positions nor depths are determined."""
+    """Whether rotation alone explains most matches, and those of most pairs, within TURNED_PX: rotating in place gives
+    no parallax, so neither positions nor depths are determined. Most matches may be between copies of photos."""
     rays = [
         np.asarray(camera.cam_from_img(xy)) if len(xy) else np.zeros((0, 2))
         for camera, xy in zip(cameras, matches.keypoints, strict=True)
     ]
-    errors = [np.zeros(0)]
+    errors = []
     for (i, j), index in zip(matches.pairs, matches.indices, strict=True):
         pose = np.eye(4)
         a, b = rays[i][index[:, 0]], rays[j][index[:, 1]]
         known = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)  # outside the lens's field of view
         pose[:3, :3] = best_turn(a[known], b[known])
-        errors.append(cameras[i].mean_focal_length() * pair_errors(a[known], b[known], pose))
-    return float(np.median(np.concatenate(errors))) < TURNED_PX
+        if known.any():
+            errors.append(cameras[i].mean_focal_length() * pair_errors(a[known], b[known], pose))
+    if not errors:
+        return False
+    of_matches, of_pairs = np.median(np.concatenate(errors)), np.median([np.median(error) for error in errors])
+    return float(max(of_matches, of_pairs)) < TURNED_PX
 
 
 def best_turn(a: np.ndarray, b: np.ndarray) -> np.ndarray:

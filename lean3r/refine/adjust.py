@@ -11,6 +11,7 @@ from lean3r.colmap_library import pycolmap
 from lean3r.geometry.lens import LENSES
 from lean3r.refine.features import files_to_view
 from lean3r.refine.job import Group, Job
+from lean3r.refine.judge import places
 from lean3r.refine.matching import LEAST_INLIERS, Matches
 
 ROTATION_DEG, DIRECTION_DEG = 15.0, 40.0  # largest difference between start poses and the relative pose of a pair
@@ -172,11 +173,11 @@ class Mapper:
     def adjustment(
         self, model: pycolmap.Reconstruction, tolerance: float = CONVERGED
     ) -> pycolmap.BundleAdjustmentOptions:
-        """Bundle adjustment, robust to a few outliers. The focal length is held fixed with two views, which do not
-        determine it."""
+        """Bundle adjustment, robust to a few outliers. The focal length is held fixed with views from two places, which
+        do not determine it."""
         options = pycolmap.BundleAdjustmentOptions()
         options.print_summary = False
-        options.refine_extra_params = model.num_reg_images() > 2
+        options.refine_extra_params = places_of(model) > 2
         options.refine_focal_length = options.refine_extra_params and not self.job.knows_focals
         options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
         options.ceres.solver_options.num_threads = SOLVERS
@@ -301,6 +302,12 @@ def doubt(job: Job, model: pycolmap.Reconstruction, deviation: float) -> str | N
         f"the known focal length does not fit the pictures: {ratio:.2f} times that brings the reprojection error "
         f"from {before:.2f} to {after:.2f} px; check --cameras, or leave the intrinsics out"
     )
+
+
+def places_of(model: pycolmap.Reconstruction) -> int:
+    """How many places the views of a model are from."""
+    centres = [model.images[image_id].projection_center() for image_id in model.reg_image_ids()]
+    return places(np.array(centres).reshape(-1, 3))
 
 
 def error_px(model: pycolmap.Reconstruction) -> float:

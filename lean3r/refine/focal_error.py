@@ -14,6 +14,7 @@ import numpy as np
 from lean3r.geometry.lens import LENSES
 from lean3r.refine.equations import BATCH, Equations, inverse
 from lean3r.refine.job import Answer, Group, Job
+from lean3r.refine.judge import centres_of, places
 
 STATED = 0.05  # deviation of focal lengths by EXIF data
 GUESSED = 0.3  # of a network's: in places that it never saw 0.03 to 0.55, 0.26 in the root mean square
@@ -34,7 +35,8 @@ def focal_error(job: Job, answer: Answer) -> float | None:
     groups = [job.groups[job.views[view].group] for view in views]
     if all(group.fixed or group.focal_fixed for group in groups):
         return 0.0
-    of_pictures = deviation(answer) if len(views) > 2 else np.inf  # an adjustment of two holds it
+    are_told = places(centres_of(answer.cam_from_world[views])) > 2  # an adjustment of two holds it
+    of_pictures = deviation(answer) if are_told else np.inf
     return float(1 / np.hypot(1 / of_known(groups), 1 / of_pictures))
 
 

@@ -81,18 +81,19 @@ class Job:
         return all(group.fixed or group.focal_fixed for group in self.groups)
 
     def each_alone(self, focals_px: np.ndarray | None = None) -> Job | None:
-        """The same with one camera per view, starting at these focal lengths [S], or at the network's (also where they
-        are nan); None if no camera is shared, or one is surely shared."""
+        """The same with one camera per view, starting at these focal lengths [S], or at EXIF's or the network's (also
+        where they are nan); None if no camera is shared, or one is surely shared."""
         sizes = Counter(view.group for view in self.views)
         shared = [number for number, count in sizes.items() if count > 1]
         if not shared or not all(self.groups[number].assumed for number in shared):
             return None
         groups, trusted = [], focals_px is not None
-        start = self.pinholes[:, :2].mean(axis=1)
+        of_views = [self.groups[view.group] for view in self.views]
+        is_stated, stated = [group.trusted for group in of_views], [group.params[0] for group in of_views]
+        start = np.where(is_stated, stated, self.pinholes[:, :2].mean(axis=1))
         if focals_px is not None:
             start = np.where(np.isfinite(focals_px), focals_px, start)
-        for view, focal in zip(self.views, start.tolist(), strict=True):
-            group = self.groups[view.group]
+        for group, focal in zip(of_views, start.tolist(), strict=True):
             focals, _ = LENSES[group.model]
             groups.append(replace(group, params=(*[focal] * focals, *group.params[focals:]), trusted=trusted))
         views = tuple(replace(view, group=number) for number, view in enumerate(self.views))

@@ -23,6 +23,7 @@ JUMP, NEAR = 5.0, 5  # multiple of the median speed over so many frames to eithe
 REST = 0.4  # of the speed that a quarter of the frames exceed: lower bound on speeds
 SIDESTEP, UNUSUAL = 0.5, 3.0  # offset from the line between neighbours over its length, and over the usual offset
 BESIDE = "its position lies beside the path of the frames before and after it"
+ONE_PLACE, USUAL = 0.02, 0.7  # of this quantile of the distances of cameras: nearer ones are at one place
 OUTSIDE = 10.0  # multiple of the median distance of the cameras from their centre, or of the points that they see
 
 
@@ -87,6 +88,15 @@ def judge(
 def centres_of(cam_from_world: np.ndarray) -> np.ndarray:
     """Camera centres [S, 3] of poses [S, 4, 4]; the refining process has no torch, which geometry/pose.py needs."""
     return -np.einsum("sij,si->sj", cam_from_world[:, :3, :3], cam_from_world[:, :3, 3])
+
+
+def places(centres: np.ndarray) -> int:
+    """How many places the centres [N, 3] lie at: copies of a photo, and a burst, are from one, and confirm nothing."""
+    if len(centres) < 2:
+        return len(centres)
+    away = np.linalg.norm(centres[:, None] - centres, axis=2)
+    near = away <= ONE_PLACE * np.quantile(away[np.triu_indices(len(centres), 1)], USUAL)
+    return sum(not near[view, :view].any() for view in range(len(centres)))
 
 
 def firm_parts(seen: np.ndarray, registered: np.ndarray) -> list[list[int]]:

@@ -44,18 +44,17 @@ class Matches:
 
 
 def find(job: Job, folder: Path, database: Path, octave: int, loops: bool = True) -> None:
-    """Find the features of a job's pictures, from this octave on, and their matches, which are verified unless the
-    pictures are frames of a video; or recall those that are kept, and keep the others. Without `loops` only pairs that
-    the job names are matched, not those that look alike."""
+    """Find the features of a job's pictures, from this octave on, and their matches; or recall those that are kept, and
+    keep the others. Without `loops` only pairs that the job names are matched, not those that look alike."""
     kept = Kept(job, folder, octave)
     detect(job, folder, database, octave, kept)
-    match(job, database, kept, not job.sequences, loops)
+    match(job, database, kept, loops)
     kept.keep(database)
 
 
-def match(job: Job, database: Path, kept: Kept, verify: bool = True, loops: bool = True) -> None:
-    """Match the features of pairs that probably overlap or, for `loops`, look alike, except for matches that are kept,
-    and verify the matches geometrically."""
+def match(job: Job, database: Path, kept: Kept, loops: bool = True) -> None:
+    """Match the features of pairs that probably overlap or, for `loops`, look alike, except for matches that are
+    kept."""
     ids = image_ids(job, database)
     pairs = job.pairs
     if pairs is not None and loops:
@@ -80,17 +79,21 @@ def match(job: Job, database: Path, kept: Kept, verify: bool = True, loops: bool
                 kept.add(first, second, matches if len(matches) >= LEAST_INLIERS else matches[:0])
             if len(matches) >= LEAST_INLIERS:
                 opened.write_matches(image_of[first], image_of[second], matches)
+
+
+def verify(job: Job, database: Path) -> Matches:
+    """Verify the matches of photos geometrically."""
     verification = pycolmap.TwoViewGeometryOptions()
     verification.ransac.random_seed = 0
-    if verify:
-        pycolmap.geometric_verification(database, two_view_geometry_options=verification)
-    if verify and not job.knows_focals:
+    pycolmap.geometric_verification(database, two_view_geometry_options=verification)
+    if not job.knows_focals:
         # Focal lengths from the fundamental matrices of all pairs together: better than any guess from one picture.
         calibration = pycolmap.ViewGraphCalibrationOptions()
         calibration.random_seed = 0
         calibration.relpose_min_num_inliers, calibration.relpose_min_inlier_ratio = LEAST_INLIERS, 0.1
         calibration.relpose_max_error = verification.ransac.max_error
         pycolmap.calibrate_view_graph(database, calibration)
+    return read_matches(job, database)
 
 
 def verify_again(job: Job, database: Path) -> Matches:

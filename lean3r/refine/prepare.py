@@ -154,6 +154,6 @@ def _group(
     focal = float(np.median(stated)) * scale if trusted else float(np.median(pinholes[views][:, :2]))
     focals, more = LENSES[model]
     params = (*[focal] * focals, source.width * scale / 2, source.height * scale / 2, *[0.0] * more)
-    assumed = not trusted and options.share_lens == "auto"
+    assumed = options.share_lens == "auto"  # EXIF stays the same where a picture is cropped and enlarged afterwards
     lens_assumed = options.lens == "auto"
     return Group(width, height, model, params, trusted=trusted, assumed=assumed, lens_assumed=lens_assumed)

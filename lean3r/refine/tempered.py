@@ -11,6 +11,7 @@ from lean3r.colmap_library import pycolmap
 from lean3r.refine.adjust import Mapper
 from lean3r.refine.built import Built
 from lean3r.refine.focal_error import FAR, deviation, of_known
+from lean3r.refine.judge import centres_of, places
 from lean3r.refine.matching import Matches
 from lean3r.refine.sharpen import adjust_robustly, errors_px, sharpened
 
@@ -27,7 +28,7 @@ def tempered(matches: Matches, mapper: Mapper, built: Built) -> Built:
     """The model with its focal lengths held at the mean of what the pictures say and what was known, by the inverses of
     their variances; as it was, if the pictures tell them, or if fewer views would be trusted."""
     job, answer = mapper.job, built.answer
-    if job.held.any() or job.knows_focals or answer.trusted.sum() < 3:
+    if job.held.any() or job.knows_focals or places(centres_of(answer.cam_from_world[answer.trusted])) < 3:
         return built
     of_pictures = deviation(answer)
     if of_pictures <= FAR:

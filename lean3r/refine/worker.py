@@ -33,6 +33,7 @@ ENOUGH = 0.8  # if a model fits this share of the verified matches, no other met
 CALIBRATING = 4  # registered views that determine a camera reliably
 WELL, GAIN = 0.9, 0.05  # share of matches that truly shared cameras fit; gain that separate cameras must bring
 MORE = 1.08  # ratio of fitting matches: wrong shared cameras verify a tenth fewer, true ones as many
+SHARPER = 0.8  # or ratio of their errors; 0.3 to 0.6 where half of the photos are zoomed, if EXIF hides it
 MANY = 6  # views that determine a camera each
 MOST = 2 / 3  # of them, where they fit a focal length that cannot be true
 LONG = 128  # frames of a video up to which all methods are used: the seconds of one grow faster than their number
@@ -165,9 +166,16 @@ def is_as_good(answer: Answer, shared: Answer, trusted: float = NEARLY) -> bool:
 
 def is_better_alone(alone: Answer, shared: Answer, are_apart: bool) -> bool:
     """Whether a camera for every view fits so much better than shared ones that these cannot be true."""
-    if are_apart and (fitting(alone) > MORE * fitting(shared) or not shared.trusted.any()):
+    if are_apart and (fitting(alone) > MORE * fitting(shared) or is_sharper(alone, shared) or not shared.trusted.any()):
         return alone.trusted.sum() >= shared.trusted.sum()
     return value(alone)[:2] >= value(shared)[:2] and share(alone) > max(WELL, share(shared) + GAIN)
+
+
+def is_sharper(alone: Answer, shared: Answer) -> bool:
+    """Whether a model fits nearly as many matches as another, and those clearly better. Verified with stated focal
+    lengths, matches are as many for both."""
+    errors = [answer.report["after"]["error_px"] for answer in (alone, shared)]
+    return fitting(alone) >= ALMOST * fitting(shared) and errors[0] < SHARPER * errors[1]
 
 
 def value(answer: Answer) -> tuple[int, int, int]:
@@ -187,14 +195,14 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     here.mkdir()
     database = here / "database.db"
     matching.find(job, folder, database, octave)
+    if job.follows:
+        add_tracks(job, folder, database)
+    drop_overlays(job, database)
     if job.sequences:
-        if job.follows:
-            add_tracks(job, folder, database)
-        drop_overlays(job, database)
         job = focal.with_focals(job, database)
         matches = matching.verify_again(job, database)
     else:
-        matches = matching.read_matches(job, database)
+        matches = matching.verify(job, database)
     if not len(matches.pairs) or (job.meeting and not matches.meet(job.meeting)):
         return
     mapper = adjust.Mapper(job, database)

@@ -76,6 +76,18 @@ def test_rays_outside_a_lens_do_not_count_for_a_rotation() -> None:
     assert turn_only(Matches([xy, xy], np.array([[0, 1]]), [every], [None]), [camera] * 2)
 
 
+def test_copies_of_photos_do_not_make_a_rotation_of_a_walk() -> None:
+    """Two photos and copies of them: most matches are between a photo and its copy."""
+    points = np.random.default_rng(0).normal((0, 0, 6), 1, (90, 3))
+    camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=640, height=480, params=[500, 320, 240])
+    keypoints = [500 * rays(points + np.array([x, 0, 0])) + [320, 240] for x in (0.0, 0.0, 1.0, 1.0)]
+    every = np.tile(np.arange(90)[:, None], (1, 2))
+    pairs = np.array([[0, 1], [2, 3], [0, 2], [0, 3], [1, 2], [1, 3]])
+    indices = [every if a // 2 == b // 2 else every[:20] for a, b in pairs]
+    assert not turn_only(Matches(keypoints, pairs, indices, [None] * 6), [camera] * 4)
+    assert turn_only(Matches(keypoints, pairs[:2], indices[:2], [None] * 2), [camera] * 4)
+
+
 def test_accepted_only_if_error_and_inliers_improve() -> None:
     before = Fit(100, 20, 15.0, 5.0, [], [], [])
     assert why_not_better(before, Fit(100, 90, 80.0, 0.3, [], [], [])) is None

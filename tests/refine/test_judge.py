@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lean3r.refine.judge import LEAST_SEEN, LEAST_TIES, far_outside, firm_parts, judge, sidesteps, unbroken
+from lean3r.refine.judge import LEAST_SEEN, LEAST_TIES, far_outside, firm_parts, judge, places, sidesteps, unbroken
 from lean3r.refine.sequence import pairs_along, sequences
 from lean3r.types import Source
 
@@ -150,3 +150,13 @@ def test_runs_of_frames_and_their_pairs() -> None:
     pairs = pairs_along([[1, 2, 3], [4, 5]])
     assert sorted(map(tuple, pairs.tolist())) == [(1, 2), (1, 3), (2, 3), (4, 5)]
     assert pairs_along([]).shape == (0, 2)
+
+
+def test_places_are_counted_once() -> None:
+    """Copies and bursts are from one place, and one view far away makes none of the others the same."""
+    way = np.array([[x, 0.1 * x**2, 0] for x in range(7)], float)
+    burst = way[0] + 1e-3 * np.random.default_rng(0).normal(size=(4, 3))
+    assert places(way) == places(np.repeat(way, 3, axis=0)) == 7
+    assert places(way[:2].repeat(2, axis=0)) == places(np.concatenate([burst, way[1:2]])) == 2
+    assert places(np.concatenate([way, [[900.0, 0, 0]]])) == 8
+    assert places(np.zeros((5, 3))) == places(np.zeros((1, 3))) == 1

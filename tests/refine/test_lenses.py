@@ -89,8 +89,11 @@ def test_cameras_that_cannot_be_real_are_doubted(group: Group, params: tuple[flo
     assert why_made_up(group, camera_of(replace(group, params=params)), 60.0) == why
 
 
-def refine_parts(folder: Path, boxes: Sequence[tuple[float, float, float, float]]) -> Reconstruction:
-    """The room, of whose pictures only these parts (left, top, right, bottom, as shares) are kept, enlarged again."""
+def refine_parts(
+    folder: Path, boxes: Sequence[tuple[float, float, float, float]], stated_px: float | None = None
+) -> Reconstruction:
+    """The room, of whose pictures only these parts (left, top, right, bottom, as shares) are kept, enlarged again, with
+    a focal length that EXIF data state."""
     poses = scenes.arc(len(boxes), step=0.5)
     scenes.write(poses, folder)
     for path, box in zip(sorted(folder.iterdir()), boxes, strict=True):
@@ -98,7 +101,9 @@ def refine_parts(folder: Path, boxes: Sequence[tuple[float, float, float, float]
         (left, top, right, bottom), (width, height) = box, image.size
         pixels = (left * width, top * height, right * width, bottom * height)
         image.resize(image.size, Image.Resampling.BICUBIC, pixels).save(path)
-    return refine(scenes.scene(poses, focal=1.2), Pictures(folder), RefineOptions(seconds=GENEROUS))
+    scene = scenes.scene(poses, focal=1.2)
+    scene = replace(scene, sources=tuple(replace(source, focal_px=stated_px) for source in scene.sources))
+    return refine(scene, Pictures(folder), RefineOptions(seconds=GENEROUS))
 
 
 def codes(scene: Reconstruction) -> set[str]:
@@ -106,13 +111,15 @@ def codes(scene: Reconstruction) -> set[str]:
     return {warning["code"] for warning in scene.info.get("warnings", [])}
 
 
-def test_half_of_the_pictures_zoomed_threefold(tmp_path: Path) -> None:
-    """Many matches do not survive the network's focal lengths, but those with which the shared model fits best."""
-    edge = (1 - 1 / 3) / 2
-    found = refine_parts(tmp_path, [WHOLE, (edge, edge, 1 - edge, 1 - edge)] * 3)
+@pytest.mark.parametrize(("zoom", "stated_px"), [(3.0, None), (1.5, scenes.FOCAL)])
+def test_half_of_the_pictures_zoomed(zoom: float, stated_px: float | None, tmp_path: Path) -> None:
+    """Many matches do not survive the network's focal lengths, but those with which the shared model fits best. EXIF
+    data state one focal length for all, if they were zoomed afterwards."""
+    edge = (1 - 1 / zoom) / 2
+    found = refine_parts(tmp_path, [WHOLE, (edge, edge, 1 - edge, 1 - edge)] * 3, stated_px)
     assert not codes(found)
     focals = [lens.params[0] / scenes.FOCAL for lens in found.lenses]
-    np.testing.assert_allclose(focals, [1.0, 3.0] * 3, rtol=0.05)
+    np.testing.assert_allclose(focals, [1.0, zoom] * 3, rtol=0.05)
 
 
 def test_pictures_of_which_no_camera_each_is_found_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -113,6 +113,9 @@ def test_what_is_expected_of_focal_lengths() -> None:
     pair = around(4)
     pair = replace(pair, report={"doubts": [None, None, "far off", "far off"]})
     assert focal_error(job(pair), pair) == GUESSED
+    copied = around(2).cam_from_world.repeat(2, axis=0)
+    twice = seen(copied, around(2).xyz)
+    assert focal_error(job(twice), twice) == GUESSED  # 9 % were told of two photos and copies of them
 
 
 def codes(found: lean3r.Reconstruction) -> list[str]:
@@ -128,6 +131,14 @@ def test_two_photographs_say_that_their_focal_length_is_a_guess(tmp_path: Path) 
     assert "30%" in warning["text"] and warning["views"] == list(network.names)
     stated = replace(network, sources=tuple(replace(source, focal_px=290.0) for source in network.sources))
     assert not codes(refine(stated, lean3r.Pictures(tmp_path)))
+
+
+def test_copies_of_two_photographs_confirm_nothing(tmp_path: Path) -> None:
+    """They were not refined at all, and then said their focal length as if there were four."""
+    poses = arc(2).repeat(2, axis=0)
+    write(poses, tmp_path)
+    found = refine(scene(poses), lean3r.Pictures(tmp_path))
+    assert codes(found) == ["focal-length"] and found.is_certain.all()
 
 
 def test_many_photographs_from_different_directions_say_nothing(tmp_path: Path) -> None:

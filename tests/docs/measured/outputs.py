@@ -129,7 +129,7 @@ TRUST = Page(
         ),
         ("it may be off by more than {:.0f} %", lambda: [100 * FAR]),
         ("fewer than {:.0f} % of the pixels have depth", lambda: [100 * LITTLE]),
-        ("by fewer than {} points, and no third one", lambda: [FEW]),
+        ("by fewer than {} points, and none from a third", lambda: [FEW]),
         (
             "it is EXIF's, taken as right to {:.0f} %, or the network's, to {:.0f} %",
             lambda: [100 * STATED, 100 * GUESSED],
