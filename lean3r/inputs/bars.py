@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -65,18 +65,24 @@ class Found(NamedTuple):
     bars: Bars = NO_BARS
     unequal: Bars = NO_BARS
 
-    def told(self, name: str) -> Iterator[str]:
-        """What to say of a video of this name."""
-        if self.bars != NO_BARS:
-            left, top, right, lower = self.bars.content
-            remains = f"{right - left}x{lower - top} pixels of {self.bars.size[0]}x{self.bars.size[1]} remain"
-            yield f"{name} has bars at its edges: they are cut off, {remains}"
-        if self.unequal != NO_BARS:
-            widths = " and ".join(str(width) for width in self.unequal[:4] if width)
-            yield (
-                f"{name} has a bar at one edge, or unequal ones at two ({widths} pixels): they stay, as they may cover "
-                "a part of it; if they do not, crop it first: the middle of its pictures is taken for that of the lens"
-            )
+    def cut(self, name: str) -> str | None:
+        """What to say of the bars that are cut off a video of this name, if any are."""
+        if self.bars == NO_BARS:
+            return None
+        left, top, right, lower = self.bars.content
+        remains = f"{right - left}x{lower - top} pixels of {self.bars.size[0]}x{self.bars.size[1]} remain"
+        return f"{name} has bars at its edges: they are cut off, {remains}"
+
+    def caution(self, name: str) -> str | None:
+        """What to say of the bars that stay, if any do."""
+        if self.unequal == NO_BARS:
+            return None
+        widths = " and ".join(str(width) for width in self.unequal[:4] if width)
+        return (
+            f"{name} has a bar at one edge, or unequal ones at two ({widths} pixels): they stay, as they may cover a "
+            "part of it; if not, its cameras may be far off, as the middle of its pictures is taken for that of "
+            "the lens: crop it first"
+        )
 
 
 def find_bars(frames: Iterable[np.ndarray]) -> Found:

@@ -162,6 +162,11 @@ class Pictures:
         return (*self._left_out, *self._unusable.items())
 
     @property
+    def cautions(self) -> list[str]:
+        """Why the cameras of its videos may be far off, as far as these show it."""
+        return [item.caution for item in self._items if isinstance(item, Clip) and item.caution is not None]
+
+    @property
     def timestamps_s(self) -> tuple[float | None, ...]:
         """The time of each view in its video, in seconds from the first frame; None for pictures."""
         return tuple(

@@ -59,6 +59,7 @@ class Clip:
     times_s: Mapping[str, float] = field(default_factory=dict)
     bars: Bars = NO_BARS
     is_interlaced: bool = False
+    caution: str | None = None
 
 
 class Frame(NamedTuple):
@@ -92,7 +93,12 @@ class Film:
     @property
     def bars(self) -> Bars:
         """What is cut off all frames: bars at their edges, found in a few of them (inputs/bars.py)."""
-        return self._seen[0]
+        return self._seen[0].bars
+
+    @property
+    def caution(self) -> str | None:
+        """Why its cameras may be far off, if bars at its edges stay."""
+        return self._seen[0].caution(self.name)
 
     @property
     def is_interlaced(self) -> bool:
@@ -100,7 +106,7 @@ class Film:
         return self._seen[1]
 
     @cached_property
-    def _seen(self) -> tuple[Bars, bool]:
+    def _seen(self) -> tuple[Found, bool]:
         """What a few frames show: bars, and whether the video is interlaced."""
         from av.error import FFmpegError
 
@@ -121,7 +127,7 @@ class Film:
             deque(islice(looking, max(0, COMBED_SAMPLES - len(combed))), maxlen=0)
         except (FFmpegError, InputError, ValueError, OSError) as error:
             logger.debug("%s: bars and combs not looked for: %s", self.name, error)
-        for text in found.told(self.name):
+        if (text := found.cut(self.name)) is not None:
             logger.warning("%s", text)
         is_interlaced = sum(combed) > COMBED * len(combed)
         if is_interlaced:
@@ -130,7 +136,7 @@ class Film:
                 "first, as by: ffmpeg -i %s -vf bwdif=mode=send_frame deinterlaced.mp4",
                 *(self.name, self.name),
             )
-        return found.bars, is_interlaced
+        return found, is_interlaced
 
     def _greys(self, skip: Skip, every: int) -> Iterator[np.ndarray]:
         """Some of the video's first frames in grey."""
@@ -159,7 +165,7 @@ class Film:
     def _clip(self, indices: Sequence[int]) -> Clip:
         frames = {self.keys[i]: self.frame_name(i) for i in indices}
         times_s = {self.frame_name(i): self.times_s[i] for i in indices}
-        return Clip(self.name, self.open, frames, self.timed, times_s, *self._seen)
+        return Clip(self.name, self.open, frames, self.timed, times_s, self.bars, self.is_interlaced, self.caution)
 
     def _by_motion(self, most: int, keep: Callable[[Frame], None] | None) -> list[int] | None:
         """Indices of frames that show the scene with even overlap; None where the motion cannot be measured, or only

@@ -37,7 +37,7 @@ from lean3r.pipeline.together import check_group
 from lean3r.pipeline.trust import judge_scene
 from lean3r.refine import Refine, RefineOptions
 from lean3r.stereo.options import Dense, StereoOptions
-from lean3r.types import Reconstruction, Views
+from lean3r.types import Reconstruction, Views, with_warning
 
 if TYPE_CHECKING:
     from lean3r.inputs.pictures import PictureInput
@@ -139,6 +139,8 @@ def reconstruct(
     if masking is not None:
         info["masks"] = {"folder": folder, "views": len(masking.files)}
     scene = replace(scene, point_options=points, skipped=skipped, info=info)
+    for text in () if files is None else files.cautions:
+        scene = with_warning(scene, "bars", text)
     observer.has_scene(scene)
     predicted = scene
     if is_refined:

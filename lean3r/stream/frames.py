@@ -71,6 +71,7 @@ class Source:
 
     def __init__(self, source: Any, mark: Mark | None = None) -> None:
         self.counts: dict[str, int] = {}
+        self.cautions: list[str] = []  # why the cameras of films may be far off
         self.name, self.is_file = self.describe(source)
         self.is_live = self.name.startswith(CAMERA)
         mark = mark or Mark()
@@ -228,6 +229,9 @@ class Source:
     def _film(self, film: Film, number: int, read: int, start_s: float) -> Iterator[tuple[float, Any]]:
         """Frames of the film that is input `number` and begins at `start_s`, without those that were `read` before."""
         self._is_cut = self._is_cut or (number > 0 and not read)
+        if film.caution is not None:
+            self.cautions.append(film.caution)
+            logger.warning("%s", film.caution)
         for time_s, frame in read_all(film, read):
             read += 1
             turn, self._bars = TURNS.get(frame.orientation), frame.bars.turned(frame.orientation).edges

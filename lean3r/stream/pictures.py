@@ -111,6 +111,11 @@ class Recent(Pictures):
         return ()
 
     @property
+    def cautions(self) -> list[str]:
+        """None: the stream says them once (stream/frames.py)."""
+        return []
+
+    @property
     def masks(self) -> None:
         """None: a stream has no masks."""
         return None

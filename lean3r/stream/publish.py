@@ -60,12 +60,18 @@ UNCERTAIN, CERTAIN = "# uncertain from here: these poses may be far off\n", "# c
 
 class Publisher:
     """Writes the result of a store. `info` is what the manifest says of the run; `is_counted`: the frames have
-    no times of their own, but numbers."""
+    no times of their own, but numbers; `cautions`: why the cameras of films may be far off."""
 
     def __init__(
-        self, store: Store, info: Mapping[str, Any], config: Mapping[str, Any], is_counted: bool = False
+        self,
+        store: Store,
+        info: Mapping[str, Any],
+        config: Mapping[str, Any],
+        is_counted: bool = False,
+        cautions: Sequence[str] = (),
     ) -> None:
         self.store, self.info, self.config, self.is_counted = store, info, config, is_counted
+        self._cautions = [{"code": "bars", "text": text, "views": []} for text in cautions]
         self._numbers: list[int] = []  # of the frames that are views
         self._near: set[int] = set()  # the numbers of the last views before uncertain frames
 
@@ -244,7 +250,8 @@ class Publisher:
         about = {
             "layout_version": LAYOUT_VERSION,
             "lean3r": metadata.version("lean3r"),
-            "warnings": warnings_of(self.store.windows(), more["stream"], views, self._numbers, self._near),
+            "warnings": self._cautions
+            + warnings_of(self.store.windows(), more["stream"], views, self._numbers, self._near),
             **self.info,
             **more,
             "scale": "relative",

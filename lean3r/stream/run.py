@@ -376,7 +376,7 @@ class Stream:
             "lens": None if settings.lens is None else [settings.lens.model, *settings.lens.params],
             **as_record(settings.refine, settings.dense, settings.points),
         }
-        return Publisher(store, info, config, self._mark.is_counted)
+        return Publisher(store, info, config, self._mark.is_counted, self._source.cautions)
 
     def revised(self, estimate: Estimate) -> Estimate:
         """An estimate of this stream as it is known now, after the loops that were closed since."""

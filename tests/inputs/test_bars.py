@@ -96,8 +96,21 @@ def test_unequal_bars_stay_with_a_message(
     expected = [edge + BLURRED if edge else 0 for edge in edges]
     assert find_bars(grey(frames)) == Found(unequal=Bars(*expected, size=(frames.shape[2], frames.shape[1])))
     path = video(tmp_path / "band.mp4", frames, crf="12")
-    assert next(iter(Source(path))).image.shape == frames.shape[1:]
+    source = Source(path)
+    assert next(iter(source)).image.shape == frames.shape[1:]
     assert "band.mp4 has a bar at one edge" in caplog.text and "crop it first" in caplog.text
+    assert Pictures(path, FrameChoice(every=3)).cautions == source.cautions and len(source.cautions) == 1
+
+
+def test_results_say_that_bars_stayed(tmp_path: Path) -> None:
+    path = video(tmp_path / "band.mp4", barred(walk(4), 0, 0, 0, 30), crf="12")
+    scene = lean3r.reconstruct(lean3r.load("nano"), path, frames=FrameChoice(every=2), resolution=112, refine="off")
+    lean3r.export(scene, tmp_path / "scene")
+    for _ in lean3r.stream(lean3r.load("nano"), path, tmp_path / "stream", refine="off", resolution=112):
+        pass
+    for out in ("scene", "stream"):
+        found = json.loads((tmp_path / out / "manifest.json").read_text())["warnings"]
+        assert ["has a bar at one edge" in each["text"] for each in found if each["code"] == "bars"] == [True]
 
 
 def test_frames_are_looked_at_only_until_one_has_no_bars() -> None:
