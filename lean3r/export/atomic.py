@@ -218,8 +218,10 @@ def _warn_of_strangers(new: Path, target: Path, listed: Collection[str], shown: 
     """Log which files of others stay in or beside the folders of a result that is replaced: trainers store copies there
     (sparse/0/points3D.ply, images_4_png/), and would take those of the older result for those of the new one."""
     ours = tuple({f"{name.partition('/')[0]}_" for name in (*listed, *placing.files_of(new)) if "/" in name})
-    others = [name for name in placing.files_of(target) if "/" in name and name not in listed]
-    stay = [name for name in others if f"{name.partition('/')[0]}_".startswith(ours) and "/." not in name]
+    folders = [path for path in target.glob("*") if f"{path.name}_".startswith(ours)]
+    folders = [path for path in folders if path.is_dir() and not path.is_symlink()]
+    others = sorted(f"{folder.name}/{name}" for folder in folders for name in placing.files_of(folder))
+    stay = [name for name in others if name not in listed and "/." not in name]
     if stay:
         more = f" and {len(stay) - SHOWN:,} more" if len(stay) > SHOWN else ""
         logger.warning(

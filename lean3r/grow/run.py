@@ -248,6 +248,8 @@ class _Adding:
         doubted = [view for view in range(first, len(merged.sources)) if merged.registration[view] == "uncertain"]
         if doubted:
             merged = with_warning(merged, "uncertain-views", UNCERTAIN.format(len(doubted), len(self.names)), doubted)
+        for text in pictures.cautions:
+            merged = with_warning(merged, "bars", text)
         of_new = [warning for warning in part.info.get("warnings", ()) if set(warning["views"]) & set(self.names)]
         of_new = [w | {"views": [v for v in w["views"] if v in self.names]} for w in of_new]
         said = {key: part.info[key] for key in ("model", "weights_hash", "join", "stereo") if key in part.info}

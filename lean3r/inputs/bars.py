@@ -86,11 +86,11 @@ class Found(NamedTuple):
 
 
 def find_bars(frames: Iterable[np.ndarray]) -> Found:
-    """The bars of a video by some of its frames, grey [H, W] uint8; NO_BARS where there are none.
+    """The bars of a video by some of its frames, grey [H, W] uint8.
 
     Frames are taken only until one shows that there are none; those of one colour, as before a film is faded in, say
-    nothing. Bars lie at both ends of a side and are about equally wide, so that the middle of the picture stays where
-    it was: whatever else is of one colour belongs to the picture.
+    nothing. Those to cut off lie at both ends of a side and are about equally wide, so that the middle of the picture
+    stays where it was: whatever else is of one colour may belong to the picture.
     """
     ends: list[_Ends] = []
     size = (0, 0)

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import BinaryIO
 
@@ -127,16 +127,17 @@ def exif(image: Image.Image, name: str) -> tuple[int, float | None]:
         orientation = fields.get(ORIENTATION, 1)
         more = fields.get_ifd(EXIF)
         focal_35mm = float(more.get(FOCAL_35MM) or 0)
-        of_camera = float(more.get(EXIF_WIDTH) or 0), float(more.get(EXIF_HEIGHT) or 0)
+        sides = more.get(EXIF_WIDTH), more.get(EXIF_HEIGHT)
     except Exception as error:  # a damaged EXIF block raises anything; the picture itself may be sound
         logger.warning("%s: the EXIF data cannot be read (%s); the picture is taken as upright", name, error)
         return 1, None
     is_known = orientation in range(1, 9) and image.format not in SELF_TURNING_FORMATS
-    is_whole = min(of_camera) <= 0 or abs(_elongation(of_camera) / _elongation(image.size) - 1) < SAME_SHAPE
+    of_camera = [side for side in sides if isinstance(side, int) and side > 0]
+    is_whole = len(of_camera) < 2 or abs(_elongation(of_camera) / _elongation(image.size) - 1) < SAME_SHAPE
     return int(orientation) if is_known else 1, focal_35mm if is_whole and 0 < focal_35mm < 10_000 else None
 
 
-def _elongation(size: tuple[float, float]) -> float:
+def _elongation(size: Sequence[int]) -> float:
     """The longer side over the shorter one, the same however a picture is turned."""
     return max(size) / min(size)
 

@@ -162,9 +162,9 @@ class Pictures:
         return (*self._left_out, *self._unusable.items())
 
     @property
-    def cautions(self) -> list[str]:
+    def cautions(self) -> tuple[str, ...]:
         """Why the cameras of its videos may be far off, as far as these show it."""
-        return [item.caution for item in self._items if isinstance(item, Clip) and item.caution is not None]
+        return tuple(item.caution for item in self._items if isinstance(item, Clip) and item.caution is not None)
 
     @property
     def timestamps_s(self) -> tuple[float | None, ...]:

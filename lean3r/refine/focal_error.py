@@ -35,6 +35,8 @@ def focal_error(job: Job, answer: Answer) -> float | None:
     groups = [job.groups[job.views[view].group] for view in views]
     if all(group.fixed or group.focal_fixed for group in groups):
         return 0.0
+    if len({answer.camera[view] for view in views}) > len({job.views[view].group for view in views}):
+        groups = [replace(group, trusted=False) for group in groups]  # what EXIF states of all did not fit
     are_told = places(centres_of(answer.cam_from_world[views])) > 2  # an adjustment of two holds it
     of_pictures = deviation(answer) if are_told else np.inf
     return float(1 / np.hypot(1 / of_known(groups), 1 / of_pictures))

@@ -82,7 +82,7 @@ class Job:
 
     def each_alone(self, focals_px: np.ndarray | None = None) -> Job | None:
         """The same with one camera per view, starting at these focal lengths [S], or at EXIF's or the network's (also
-        where they are nan); None if no camera is shared, or one is surely shared."""
+        where they are nan), except for known ones; None if no camera is shared, or one is surely shared."""
         sizes = Counter(view.group for view in self.views)
         shared = [number for number, count in sizes.items() if count > 1]
         if not shared or not all(self.groups[number].assumed for number in shared):
@@ -94,8 +94,10 @@ class Job:
         if focals_px is not None:
             start = np.where(np.isfinite(focals_px), focals_px, start)
         for group, focal in zip(of_views, start.tolist(), strict=True):
-            focals, _ = LENSES[group.model]
-            groups.append(replace(group, params=(*[focal] * focals, *group.params[focals:]), trusted=trusted))
+            if not group.fixed:
+                focals, _ = LENSES[group.model]
+                group = replace(group, params=(*[focal] * focals, *group.params[focals:]), trusted=trusted)
+            groups.append(group)
         views = tuple(replace(view, group=number) for number, view in enumerate(self.views))
         return replace(self, views=views, groups=tuple(groups))
 

@@ -24,6 +24,7 @@ REST = 0.4  # of the speed that a quarter of the frames exceed: lower bound on s
 SIDESTEP, UNUSUAL = 0.5, 3.0  # offset from the line between neighbours over its length, and over the usual offset
 BESIDE = "its position lies beside the path of the frames before and after it"
 ONE_PLACE, USUAL = 0.02, 0.7  # of this quantile of the distances of cameras: nearer ones are at one place
+SOME = 500  # cameras that tell the usual distance; all pairs of thousands take gigabytes
 OUTSIDE = 10.0  # multiple of the median distance of the cameras from their centre, or of the points that they see
 
 
@@ -91,12 +92,16 @@ def centres_of(cam_from_world: np.ndarray) -> np.ndarray:
 
 
 def places(centres: np.ndarray) -> int:
-    """How many places the centres [N, 3] lie at: copies of a photo, and a burst, are from one, and confirm nothing."""
+    """How many places the centres [N, 3] lie at: copies of a photo, and a burst, are from one, and confirm nothing. A
+    place is what is near its first view, not what small steps lead to."""
     if len(centres) < 2:
         return len(centres)
-    away = np.linalg.norm(centres[:, None] - centres, axis=2)
-    near = away <= ONE_PLACE * np.quantile(away[np.triu_indices(len(centres), 1)], USUAL)
-    return sum(not near[view, :view].any() for view in range(len(centres)))
+    some = centres[:: 1 + len(centres) // SOME]
+    away = np.linalg.norm(some[:, None] - some, axis=2)[np.triu_indices(len(some), 1)]
+    near, count = ONE_PLACE * np.quantile(away, USUAL), 0
+    while len(centres):
+        centres, count = centres[np.linalg.norm(centres - centres[0], axis=1) > near], count + 1
+    return count
 
 
 def firm_parts(seen: np.ndarray, registered: np.ndarray) -> list[list[int]]:

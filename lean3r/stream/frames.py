@@ -46,7 +46,8 @@ class Mark(NamedTuple):
     """Where a source goes on behind a frame: the number of the next frame, the time of the last one, the `place` in the
     source (inputs that are done, frames of the next input that are), what is added to its times, how its first
     picture looks, the time that the last frame came with, if that did not grow, whether times are the numbers of
-    the frames, the first names and reasons of what was skipped, and a checksum of the names of the files so far."""
+    the frames, the first names and reasons of what was skipped, a checksum of the names of the files so far, and
+    `cautions`: why the cameras of films may be far off."""
 
     next: int = 0
     last_s: float = -np.inf
@@ -57,6 +58,7 @@ class Mark(NamedTuple):
     is_counted: bool = False
     skipped: Sequence[Sequence[str]] = ()
     files: int = 0
+    cautions: Sequence[str] = ()
 
 
 class Source:
@@ -71,13 +73,13 @@ class Source:
 
     def __init__(self, source: Any, mark: Mark | None = None) -> None:
         self.counts: dict[str, int] = {}
-        self.cautions: list[str] = []  # why the cameras of films may be far off
         self.name, self.is_file = self.describe(source)
         self.is_live = self.name.startswith(CAMERA)
         mark = mark or Mark()
         self._index, self._last_s, self._place, self._offset_s, self._first, self._behind_s = mark[:6]
         self.skipped = tuple((name, reason) for name, reason in mark.skipped)  # LISTED at most
         self._read_so_far = mark.files
+        self.cautions = tuple(mark.cautions)
         if self.is_file and self._first is not None:
             self._check_first(source)
         self._latest_s = self._last_s
@@ -106,7 +108,7 @@ class Source:
             self._index, self._last_s = self._index + 1, time_s
             is_counted = self._is_counted and self._offset_s == 0
             at = self._index, time_s, self._place, self._offset_s, self._first, self._behind_s
-            self._marks.append(Mark(*at, is_counted, self.skipped, self._read_so_far))
+            self._marks.append(Mark(*at, is_counted, self.skipped, self._read_so_far, self.cautions))
             yield frame
 
     def _grown(self, time_s: float) -> float:
@@ -229,8 +231,8 @@ class Source:
     def _film(self, film: Film, number: int, read: int, start_s: float) -> Iterator[tuple[float, Any]]:
         """Frames of the film that is input `number` and begins at `start_s`, without those that were `read` before."""
         self._is_cut = self._is_cut or (number > 0 and not read)
-        if film.caution is not None:
-            self.cautions.append(film.caution)
+        if film.caution is not None and film.caution not in self.cautions:
+            self.cautions = (*self.cautions, film.caution)
             logger.warning("%s", film.caution)
         for time_s, frame in read_all(film, read):
             read += 1

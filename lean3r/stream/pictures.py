@@ -111,9 +111,9 @@ class Recent(Pictures):
         return ()
 
     @property
-    def cautions(self) -> list[str]:
+    def cautions(self) -> tuple[()]:
         """None: the stream says them once (stream/frames.py)."""
-        return []
+        return ()
 
     @property
     def masks(self) -> None:

@@ -147,6 +147,16 @@ def test_what_other_programs_keep_in_the_folders_of_a_replaced_result_is_named(t
     assert not caplog.messages
 
 
+def test_only_folders_of_the_result_are_searched_for_what_others_keep(tmp_path, monkeypatch):
+    """Beside them may be anything, such as a mounted disk."""
+    fill(tmp_path / "out", "old")
+    (tmp_path / "out" / "disk").mkdir()
+    searched, search = [], placing.files_of
+    monkeypatch.setattr(placing, "files_of", lambda folder: searched.append(folder) or search(folder))
+    atomic._warn_of_strangers(tmp_path / "new", tmp_path / "out", ["sub/b.txt"], "out")
+    assert searched == [tmp_path / "new", tmp_path / "out" / "sub"]
+
+
 def test_what_appears_during_the_run_stays(tmp_path):
     out = tmp_path / "out"
     with atomic_folder(out) as folder:

@@ -16,6 +16,7 @@ import numpy as np
 import pycolmap
 import pytest
 import torch
+from inputs.reading import video
 from PIL import Image
 
 import lean3r
@@ -28,6 +29,7 @@ from lean3r.grow.memory import FILE, print_of
 from lean3r.grow.recall import cover
 from lean3r.grow.result import read_result
 from lean3r.inputs.cameras import read_given
+from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.masks import Masks
 from lean3r.inputs.pictures import Pictures
 from lean3r.options import as_record
@@ -243,6 +245,13 @@ def test_without_refinement_the_worlds_are_joined(album: Path, tmp_path: Path, m
     assert found.registration[-1] == ("uncertain" if join["bad"] else "predicted")
     assert join["shared"] == len(found.info["added"][0]["recalled"]) and join["frames"] > 0
     assert set(files_of(tmp_path / "out")) == {"manifest.json", "config.toml", "cameras.json", "predictions.npz", FILE}
+
+
+def test_the_larger_scene_says_that_bars_of_an_added_film_stayed(out: Path, tmp_path: Path, model) -> None:
+    barred = np.pad(scenes.photograph(POSES[NEW[0]])[0], ((0, 40), (0, 0)))
+    film = video(tmp_path / "film.mp4", [np.stack([barred] * 3, axis=2)] * 2, crf="12")
+    found = lean3r.add(model, out, film, frames=FrameChoice(frames=1), refine="off")
+    assert ["film.mp4 has a bar" in each["text"] for each in found.info["warnings"] if each["code"] == "bars"] == [True]
 
 
 def test_masks_are_those_of_the_names_in_each_input(album: Path, out: Path, tmp_path: Path) -> None:

@@ -113,6 +113,15 @@ def test_results_say_that_bars_stayed(tmp_path: Path) -> None:
         assert ["has a bar at one edge" in each["text"] for each in found if each["code"] == "bars"] == [True]
 
 
+def test_a_resumed_stream_says_that_bars_stayed_in_films_behind_it(tmp_path: Path) -> None:
+    paths = [video(tmp_path / "a.mp4", barred(walk(), 0, 0, 0, 30), crf="12"), video(tmp_path / "b.mp4", walk())]
+    source = Source(paths)
+    last = [frame.index for frame in source][-1]
+    again = Source(paths, source.behind(last - 1))
+    assert len(list(again)) == 1 and len(source.cautions) == 1
+    assert again.cautions == source.cautions
+
+
 def test_frames_are_looked_at_only_until_one_has_no_bars() -> None:
     frames = iter(grey(walk()))
     assert find_bars(frames) == Found()

@@ -138,6 +138,15 @@ def test_the_focal_length_of_a_cropped_picture_is_not_that_of_exif(size: tuple[i
     assert (picture.source.focal_px is not None) == is_told
 
 
+@pytest.mark.parametrize("side", [(4000, 1), 0, "wide"])
+def test_an_odd_size_in_exif_leaves_the_rest_of_it(side: Any) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    exif.get_ifd(EXIF_IFD).update({FOCAL_35MM: 26, EXIF_WIDTH: side, EXIF_HEIGHT: 3000})
+    picture = decode_picture(encode(Image.new("RGB", (400, 300)), "JPEG", exif=exif), "x", SIZE_OF)
+    assert picture.source.focal_px is not None and picture.source.width == 300
+
+
 def test_transparency_is_white_and_hides_its_colour() -> None:
     pixels = np.zeros((64, 64, 4), np.uint8)
     pixels[..., 0] = 255

@@ -160,3 +160,11 @@ def test_places_are_counted_once() -> None:
     assert places(way[:2].repeat(2, axis=0)) == places(np.concatenate([burst, way[1:2]])) == 2
     assert places(np.concatenate([way, [[900.0, 0, 0]]])) == 8
     assert places(np.zeros((5, 3))) == places(np.zeros((1, 3))) == 1
+
+
+def test_a_way_in_small_steps_leads_to_many_places() -> None:
+    """Each step is short beside the whole way, which would be one place, and leave the focal length as it was."""
+    along = np.linspace(0, 1, 200)[:, None]
+    angle = 2 * np.pi * along
+    straight, ring = along * [1.0, 0, 0], np.concatenate([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+    assert min(places(straight), places(ring)) > 50

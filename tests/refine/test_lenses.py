@@ -45,6 +45,14 @@ def test_views_that_share_by_assumption_can_get_separate_cameras() -> None:
     assert alone.each_alone() is None  # nothing is shared any more
 
 
+@pytest.mark.parametrize("focals_px", [None, np.full(3, 70.0)])
+def test_known_cameras_stay_where_others_are_separated(focals_px: np.ndarray | None) -> None:
+    shared = Group(64, 48, "SIMPLE_RADIAL", (90.0, 32.0, 24.0, 0.0), trusted=True, assumed=True)
+    known = Group(64, 48, "PINHOLE", (80.0, 82.0, 30.0, 25.0), fixed=True)
+    alone = job((shared, known), (0, 0, 1)).each_alone(focals_px)
+    assert alone is not None and alone.groups[2] == known
+
+
 @pytest.mark.parametrize("cx", [32.0, 32.35])  # shrunken pictures lose a part of a pixel, their cameras do not
 def test_two_focal_lengths_start_at_the_predicted_ones(cx: float) -> None:
     shared = Group(64, 48, "OPENCV", (90.0, 90.0, cx, 24.0, 0.0, 0.0, 0.0, 0.0), assumed=True)

@@ -113,6 +113,8 @@ def test_what_is_expected_of_focal_lengths() -> None:
     pair = around(4)
     pair = replace(pair, report={"doubts": [None, None, "far off", "far off"]})
     assert focal_error(job(pair), pair) == GUESSED
+    each = seen(flight(4).cam_from_world, flight(4).xyz, 4)
+    assert focal_error(job(each, trusted=True), each) > 0.1  # what EXIF states of all was given up
     copied = around(2).cam_from_world.repeat(2, axis=0)
     twice = seen(copied, around(2).xyz)
     assert focal_error(job(twice), twice) == GUESSED  # 9 % were told of two photos and copies of them
