@@ -47,6 +47,10 @@ DISAGREE = (
     "depth from stereo differs by {:.1%} between the views (median), where right cameras leave less than {:.0%}: the "
     "cameras are wrong, or the scene moves"
 )
+NOTHING_OF_SOME = (
+    "no other view agrees on any depth of {} of {} pictures, which have none: their cameras are wrong or belong to "
+    "other pictures, or they overlap with no other, or show nothing that can be compared"
+)
 NOTHING = "no views agree on any depth: the cameras are wrong, or the pictures show nothing that can be compared"
 
 
@@ -57,8 +61,9 @@ def densify_alone(
 
     Its own depth only says which pixels may have any (> 0); how far to look, cameras and sparse points say. Confidence
     is that of `densify`. `advanced` is called twice a view. `info["stereo"]` is as there; "share" of the pixels has
-    depth. If nothing can be measured, there is no depth, with a warning; others say that little was measured, or that
-    views differ by more than right cameras leave. KeyboardInterrupt if it is interrupted before any view is measured.
+    depth. If nothing can be measured, there is no depth, with a warning; others say that some views have none, that
+    little was measured, or that views differ by more than right cameras leave. KeyboardInterrupt if it is interrupted
+    before any view is measured.
     """
     started = time.perf_counter()
     may = reconstruction.mask & (reconstruction.depth > 0)
@@ -77,6 +82,9 @@ def densify_alone(
     conf, votes = weigh(precision, reconstruction.mask, Scene.of(apart), seen)
     report = report_of(found, int(known.any((1, 2)).sum()), math.nan, votes.disagreement)
     report["share"] = round(float(known.sum() / max(1, may.sum())), 4)
+    missing = np.flatnonzero(may.any((1, 2)) & ~known.any((1, 2)))
+    if len(missing) and not found.interrupted:  # else they were not tried
+        after = with_warning(after, "nothing-measured", NOTHING_OF_SOME.format(len(missing), len(may)), missing)
     if report["share"] < LITTLE:
         after = with_warning(after, "little-measured", FEW_PIXELS.format(report["share"], LITTLE))
     if votes.disagreement > CLOSE:

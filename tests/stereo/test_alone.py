@@ -43,6 +43,8 @@ def test_what_no_other_view_sees_has_no_depth() -> None:
     turned[0] = np.diag([-1.0, 1.0, -1.0, 1.0]) @ turned[0]
     found = densify_alone(replace(before, cam_from_world=turned))
     assert not found.depth[0].any() and found.depth[1:].any()
+    without = [name for name, depth in zip(found.names, found.depth, strict=True) if not depth.any()]
+    assert [(w["code"], w["views"]) for w in found.info["warnings"]] == [("nothing-measured", without)]
     nothing = densify_alone(of_views(replace(before, cam_from_world=turned), [0, 1]))
     assert (
         nothing.info["stereo"]["status"] == "kept"
@@ -56,7 +58,7 @@ def test_wrong_cameras_give_little_depth_and_say_so() -> None:
     before = only_cameras(2)
     shuffled = densify_alone(replace(before, images=before.images[[4, 0, 1, 2, 3]]))
     assert 0 < (shuffled.depth > 0).mean() < 0.05
-    assert [warning["code"] for warning in shuffled.info["warnings"]] == ["little-measured"]
+    assert [warning["code"] for warning in shuffled.info["warnings"]] == ["nothing-measured", "little-measured"]
 
 
 def test_cameras_that_are_slightly_wrong_are_told() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from stereo.rendered import error, of_views, scene, truth, with_padding
+from stereo.rendered import bent, error, of_views, scene, truth, with_padding
 
 from lean3r.data.base import SceneBatch
 from lean3r.geometry.fusion import with_cloud
@@ -98,6 +98,18 @@ def test_cameras_that_look_elsewhere_are_noticed(seed: int) -> None:
     assert report["close"]["after"] > report["close"]["before"]
     assert report["status"] == "kept" and [w["code"] for w in after.info["warnings"]] == ["stereo-kept"]
     np.testing.assert_array_equal(after.depth, before.depth)
+
+
+def test_one_wrong_camera_among_right_ones_is_named() -> None:
+    """The scene as a whole agrees better than before: it is measured, and its confidence and a warning say the rest."""
+    batch = truth(3)
+    before = scene(batch, bent(batch.depth[0]))
+    assert "warnings" not in densify(before).info
+    poses = before.cam_from_world.copy()
+    poses[1, :3, 3] += [0.15 * float(batch.depth[0, 1].median()), 0, 0]
+    after = densify(replace(before, cam_from_world=poses))
+    assert after.info["stereo"]["status"] == "measured"
+    assert [(w["code"], w["views"]) for w in after.info["warnings"]] == [("views-disagree", [before.names[1]])]
 
 
 def test_views_in_doubt_are_no_sources() -> None:
