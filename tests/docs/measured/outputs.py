@@ -194,7 +194,7 @@ VIDEO = Page(
     [
         ("moved by {:.0f} % of the picture's longer side", lambda: [100 * MOTION_STEP]),
         ("at least {} and at most {} (`--max-views`)", lambda: DEFAULT_FRAMES),
-        ("compared with tracked poses, {} cores of an Intel Xeon", lambda: [result("video")["hardware"]["cores"]]),
+        ("compared with tracked poses, {} cores of an AMD EPYC", lambda: [result("video")["hardware"]["cores"]]),
     ],
     {"a 20-second walk": "a length"},
 )

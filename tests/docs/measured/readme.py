@@ -38,7 +38,7 @@ README = Page(
         ("and {:.1f}, {:.1f} and {:.1f} in the mean", lambda: synthetic("mean_auc5")),
         ("depth AbsRel is {:.1f}, {:.1f} and {:.1f} % (median)", lambda: synthetic("abs_rel")),
         (
-            "{} frames chosen by motion, {:.0f} s on two cores of an Intel Xeon with AVX-512; {} frames cannot be "
+            "{} frames chosen by motion, {:.0f} s on two cores of an AMD EPYC; {} frames cannot be "
             "confirmed, are marked and left out, and the position error of the others is {:.1f} cm in the median and "
             "{:.0f} cm at most",
             walk,
