@@ -28,9 +28,10 @@ from lean3r.stream import ENGINES
 from lean3r.stream.budget import OVERLAP, USUAL
 from lean3r.stream.cloud import Cloud
 from lean3r.stream.engine import Engine, Estimate, Frame, LooksAhead, Settings, revised
-from lean3r.stream.frames import Early, Live, Mark, Source, paths_of
+from lean3r.stream.frames import Mark, Source, paths_of
 from lean3r.stream.latency import Times
 from lean3r.stream.options import StreamOptions, check_engine, check_state, known_camera, made_by
+from lean3r.stream.pace import Early, Live
 from lean3r.stream.store import Store, room
 
 if TYPE_CHECKING:

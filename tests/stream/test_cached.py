@@ -21,9 +21,9 @@ from lean3r.pipeline.observer import Observer
 from lean3r.stream.cache import CacheStream
 from lean3r.stream.cached import CachedEngine
 from lean3r.stream.engine import Engine, Estimate, Settings
-from lean3r.stream.frames import QUEUE
 from lean3r.stream.join import Join
 from lean3r.stream.options import StreamOptions
+from lean3r.stream.pace import QUEUE
 from lean3r.stream.windows import WindowEngine
 from stream.walk import HEIGHT, WIDTH, frame, walk
 

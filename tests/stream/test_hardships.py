@@ -23,10 +23,11 @@ from lean3r.cli.main import main
 from lean3r.errors import InputError, OutOfMemoryError, UsageError
 from lean3r.pipeline import load as loading
 from lean3r.stream import frames as sources
+from lean3r.stream import pace
 from lean3r.stream import publish as publishing
 from lean3r.stream import run as running
 from lean3r.stream import store as stores
-from lean3r.stream.frames import QUEUE
+from lean3r.stream.pace import QUEUE
 from lean3r.stream.publish import Publisher
 from lean3r.stream.solver import Solver
 from lean3r.stream.store import Store
@@ -52,9 +53,9 @@ for each in lean3r.stream(Knows(), sys.argv[1], sys.argv[2], options=options, re
 def test_a_fast_source_is_dropped_and_no_frame_waits_for_more_than_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     """However fast the source is, at most QUEUE frames are taken between the arrival of one and its turn."""
     taken, arrived_at, waits = 0, {}, []
-    live = sources.Live.__iter__
+    live = pace.Live.__iter__
 
-    def counted(self: sources.Live) -> Iterator[Any]:
+    def counted(self: pace.Live) -> Iterator[Any]:
         nonlocal taken
         for moment, each in live(self):
             taken += 1
@@ -66,7 +67,7 @@ def test_a_fast_source_is_dropped_and_no_frame_waits_for_more_than_a_queue(monke
             arrived_at[time_s] = taken
             yield time_s, image
 
-    monkeypatch.setattr(sources.Live, "__iter__", counted)
+    monkeypatch.setattr(pace.Live, "__iter__", counted)
     options = lean3r.StreamOptions(window=8, overlap=3, drop="on")
     stream = lean3r.stream(Knows(), fast(), options=options, refine="off")
     found = list(stream)
@@ -157,7 +158,7 @@ def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it(tmp_path: Path, mo
 
 
 def test_ctrl_c_ends_the_stream_of_a_camera_in_good_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stopped(sources.Live):
+    class Stopped(pace.Live):
         def __iter__(self) -> Iterator[Any]:
             for number, each in enumerate(super().__iter__()):
                 if number == 40:

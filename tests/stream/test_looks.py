@@ -16,7 +16,7 @@ import lean3r
 from lean3r import processes
 from lean3r.errors import InputError
 from lean3r.stream.engine import Estimate, Frame
-from lean3r.stream.frames import Early
+from lean3r.stream.pace import Early
 from lean3r.stream.windows import WindowEngine
 from lean3r.types import Prediction, Views
 from stream.walk import Knows, walk

@@ -18,7 +18,8 @@ from lean3r.errors import InputError, UsageError
 from lean3r.inputs.cameras import read_given
 from lean3r.inputs.trajectory import OF_VIEWS
 from lean3r.stream import run as running
-from lean3r.stream.frames import Live, Mark, Source
+from lean3r.stream.frames import Mark, Source
+from lean3r.stream.pace import Live
 from stream.test_stream import SMALL, film, run, written
 from stream.walk import Knows, frame, walk
 

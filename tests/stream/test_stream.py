@@ -25,7 +25,8 @@ from lean3r.pipeline.memory import used_bytes
 from lean3r.pipeline.observer import Observer
 from lean3r.stream import windows
 from lean3r.stream.engine import Estimate
-from lean3r.stream.frames import Live, Source
+from lean3r.stream.frames import Source
+from lean3r.stream.pace import Live
 from lean3r.stream.pictures import Keyframe
 from lean3r.stream.result import Result
 from lean3r.stream.solver import Solver
