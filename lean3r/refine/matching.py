@@ -83,9 +83,7 @@ def match(job: Job, database: Path, kept: Kept, loops: bool = True) -> None:
 
 def verify(job: Job, database: Path) -> Matches:
     """Verify the matches of photos geometrically."""
-    verification = pycolmap.TwoViewGeometryOptions()
-    verification.ransac.random_seed = 0
-    pycolmap.geometric_verification(database, two_view_geometry_options=verification)
+    verification = _verify(database)
     if not job.knows_focals:
         # Focal lengths from the fundamental matrices of all pairs together: better than any guess from one picture.
         calibration = pycolmap.ViewGraphCalibrationOptions()
@@ -101,10 +99,16 @@ def verify_again(job: Job, database: Path) -> Matches:
     set_cameras(job, database)
     with pycolmap.Database.open(database) as opened:
         opened.clear_two_view_geometries()
+    _verify(database)
+    return read_matches(job, database)
+
+
+def _verify(database: Path) -> pycolmap.TwoViewGeometryOptions:
+    """Verify all matches in a database, and return by which options."""
     options = pycolmap.TwoViewGeometryOptions()
     options.ransac.random_seed = 0
     pycolmap.geometric_verification(database, two_view_geometry_options=options)
-    return read_matches(job, database)
+    return options
 
 
 def read_matches(job: Job, database: Path) -> Matches:
