@@ -17,6 +17,7 @@ from lean3r.export.manifest import Written
 from lean3r.export.options import ExportOptions
 from lean3r.export.ply import ply_bytes
 from lean3r.export.texture import textured
+from lean3r.export.unwrap import without_pockets
 from lean3r.geometry.consistency import Scene, neighbours
 from lean3r.geometry.fusion import trusted_pixels
 from lean3r.geometry.lens import Optics
@@ -168,7 +169,7 @@ def _merge_pieces(vertices: list, faces: list, colours: list) -> Mesh:
     _, first, same = np.unique(np.round(xyz * 4096).astype(np.int64), axis=0, return_index=True, return_inverse=True)
     index = same.reshape(-1)[index]
     sound = (index[:, 0] != index[:, 1]) & (index[:, 1] != index[:, 2]) & (index[:, 2] != index[:, 0])
-    return Mesh(xyz[first], index[sound], rgb[first].round().clip(0, 255).astype(np.uint8))
+    return Mesh(xyz[first], without_pockets(index[sound]), rgb[first].round().clip(0, 255).astype(np.uint8))
 
 
 def _remove_crumbs(mesh: Mesh) -> Mesh:

@@ -44,8 +44,7 @@ def libraries() -> tuple[Callable, type]:
 
 
 def simplified(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices [V, 3] and faces [F, 3] of a mesh with at most TRIANGLES triangles, about, without pockets: pairs of
-    triangles between the same corners, which have no normals."""
+    """Vertices [V, 3] and faces [F, 3] of a mesh with at most TRIANGLES triangles, about, without pockets."""
     if len(faces) <= TRIANGLES:
         return vertices, faces
     # float32 resolves a scene far from its world's origin badly, and fast-simplification allows errors of fixed sizes.
@@ -53,9 +52,15 @@ def simplified(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.
     unit = np.abs(vertices - middle).mean() or 1.0
     places = ((vertices - middle) / unit).astype(np.float32)
     found, kept = libraries()[0](places, faces.astype(np.int32), target_count=TRIANGLES)
-    _, which, often = np.unique(np.sort(kept, axis=1), axis=0, return_inverse=True, return_counts=True)
-    used, index = np.unique(kept[often[which.reshape(-1)] == 1], return_inverse=True)
+    used, index = np.unique(without_pockets(kept), return_inverse=True)
     return unit * found[used].astype(np.float64) + middle, index.reshape(-1, 3)
+
+
+def without_pockets(faces: np.ndarray) -> np.ndarray:
+    """Faces [F, 3] without pockets, which merged vertices leave: pairs of triangles, back to back between the same
+    corners, that have no normals and make edges of four triangles."""
+    _, which, often = np.unique(np.sort(faces, axis=1), axis=0, return_inverse=True, return_counts=True)
+    return faces[often[which.reshape(-1)] == 1]
 
 
 def unwrapped(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

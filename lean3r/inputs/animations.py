@@ -13,13 +13,25 @@ FILMS = ("GIF", "PNG")  # read as films; FFmpeg does not read animated WebP
 
 
 def animation_of(opener: Callable[[], BinaryIO]) -> str | None:
-    """The format of a file that holds several pictures, one after the other: GIF, PNG or WEBP; None of other files."""
+    """`animation_in` a file that is opened for it."""
     try:
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning), opener() as file:
+        with opener() as file:
+            return animation_in(file)
+    except Exception:  # of any kind, on damaged files: whoever decodes it says what is wrong
+        return None
+
+
+def animation_in(file: BinaryIO) -> str | None:
+    """The format of an open file that holds several pictures, one after the other: GIF, PNG or WEBP; None of other
+    files. It is read from its beginning, and stands there again."""
+    try:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
             if not file.read(4).startswith(HEADS):
                 return None
             file.seek(0)
             with Image.open(file, formats=("GIF", "PNG", "WEBP")) as image:
                 return image.format if getattr(image, "is_animated", False) else None
-    except Exception:  # of any kind, on damaged files: whoever decodes it says what is wrong
+    except Exception:  # as above
         return None
+    finally:
+        file.seek(0)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -90,9 +91,13 @@ def solve(job: Job, folder: Path) -> None:
         return
     if can_tell and job.each_alone() is not None:
         best = apart(job, folder, octave, best)
-    if can_tell and not (job.held.any() or job.knows_focals) and are_off_centre(job, best.answer):
-        best = best.with_note("cropped", CROPPED)
-    best.sharpened().write(folder)
+    with ThreadPoolExecutor(1) as aside:  # both keep one processor busy
+        could_be = can_tell and not (job.held.any() or job.knows_focals)
+        is_cropped = aside.submit(are_off_centre, job, best.answer) if could_be else None
+        last = best.sharpened()
+    if is_cropped is not None and is_cropped.result():
+        last = last.with_note("cropped", CROPPED)
+    last.write(folder)
 
 
 def apart(job: Job, folder: Path, octave: int, shared: Attempt) -> Attempt:

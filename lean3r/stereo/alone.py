@@ -23,7 +23,15 @@ from lean3r.geometry.fusion import without_depth
 from lean3r.geometry.gaze import distances
 from lean3r.refine.depth import sightings
 from lean3r.stereo.classical import CHECKED, agreeing, distance, measure_classically, without_specks
-from lean3r.stereo.dense import Measure, filled, measured_around, rasters, report_of, with_report
+from lean3r.stereo.dense import (
+    Measure,
+    filled,
+    measured_around,
+    rasters,
+    report_of,
+    with_report,
+    with_slightly_wrong,
+)
 from lean3r.stereo.measure import measure as by_network
 from lean3r.stereo.posed import Depths, Posed
 from lean3r.types import Reconstruction, with_warning
@@ -89,6 +97,8 @@ def densify_alone(
         after = with_warning(after, "little-measured", FEW_PIXELS.format(report["share"], LITTLE))
     if votes.disagreement > CLOSE:
         after = with_warning(after, "views-disagree", DISAGREE.format(votes.disagreement, CLOSE))
+    if not found.interrupted:
+        after = with_slightly_wrong(after, Scene.of(apart), conf)
     return with_report(replace(after, conf=conf), report, started)
 
 

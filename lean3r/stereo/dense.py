@@ -17,6 +17,7 @@ from lean3r.refine.depth import sightings
 from lean3r.stereo.classical import CHECKED
 from lean3r.stereo.measure import measure as by_network
 from lean3r.stereo.posed import Depths, Posed, nearest_inside
+from lean3r.stereo.slightly import SLIGHTLY, TIMES, slightly_wrong
 from lean3r.types import Reconstruction, with_warning
 
 LEAST_PARALLAX_RAD = 0.004  # about a pixel of a small picture: with less, the camera only turned, or is far away
@@ -86,7 +87,20 @@ def densify(
     contradicted = np.flatnonzero(found.measured & (agree < against))
     if len(contradicted) and not found.interrupted:  # else the others may not be measured
         after = with_warning(after, "views-disagree", CONTRADICTED.format(len(contradicted), len(depth)), contradicted)
+    if only is None and not found.interrupted:
+        after = with_slightly_wrong(after, Scene.of(apart), conf, contradicted)
     return with_report(replace(after, conf=conf), report, started)
+
+
+def with_slightly_wrong(
+    reconstruction: Reconstruction, apart: Scene, conf: np.ndarray, named: np.ndarray | Sequence[int] = ()
+) -> Reconstruction:
+    """The scene with a warning of views that are `slightly_wrong`, but for those that are `named` already."""
+    views = np.setdiff1d(slightly_wrong(apart, conf), named)
+    if not len(views):
+        return reconstruction
+    text = SLIGHTLY.format(len(views), len(conf), CLOSE, TIMES)
+    return with_warning(reconstruction, "views-disagree", text, views)
 
 
 def measured_around(

@@ -130,7 +130,8 @@ class Settings:
     a keyframe whenever the picture has moved by `step` of its longer side; network pictures with the area of a square
     of `resolution` pixels; at most `landmarks` keyframes are remembered to find places again; known `intrinsics` (fx,
     fy, cx, cy) in pixels of the frames, or of pictures whose width and height follow, and the known `lens` in the same
-    pixels."""
+    pixels; whether frames may wait long for keyframes while the camera rests, as those of files do, and a live camera's
+    do not (`waits`)."""
 
     window: int = 48
     overlap: int = 12
@@ -143,6 +144,7 @@ class Settings:
     refine: RefineOptions = field(default_factory=RefineOptions)
     dense: StereoOptions = field(default_factory=lambda: StereoOptions(dense="network"))
     points: PointOptions = field(default_factory=PointOptions)
+    waits: bool = True
 
 
 class Engine(Protocol):

@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 
 from lean3r.errors import InputError, UsageError
-from lean3r.inputs.animations import animation_of
+from lean3r.inputs.animations import animation_in
 from lean3r.inputs.arrays import pixels_of
 from lean3r.inputs.decoding import TURNS, own_pixel_limit
-from lean3r.inputs.listing import Still, find_pictures
+from lean3r.inputs.listing import Listing, Still, find_pictures
 from lean3r.inputs.trajectory import stamp_of
 from lean3r.inputs.video import Film, read_all
 from lean3r.inputs.views import check_shape, decode_whole
@@ -69,7 +69,7 @@ class Source:
     those that it has behind it.
     """
 
-    def __init__(self, source: Any, mark: Mark | None = None) -> None:
+    def __init__(self, source: Any, mark: Mark | None = None, listing: Listing | None = None) -> None:
         self.counts: dict[str, int] = {}
         self.name, self.is_file = self.describe(source)
         self.is_live = self.name.startswith(CAMERA)
@@ -78,8 +78,7 @@ class Source:
         self.skipped = tuple((name, reason) for name, reason in mark.skipped)  # LISTED at most
         self._read_so_far = mark.files
         self.cautions = tuple(mark.cautions)
-        if self.is_file and self._first is not None:
-            self._check_first(source)
+        self._listing = listing  # of files, if they have been looked at
         self._latest_s = self._last_s
         self._marks: deque[Mark] = deque()  # of the frames that were not asked for yet
         self._is_cut = False  # before the next frame
@@ -126,9 +125,9 @@ class Source:
         self._latest_s = self._last_s + time_s - behind_s
         return self._latest_s
 
-    def _check_first(self, source: Any) -> None:
+    def _check_first(self, source: Any, listing: Listing) -> None:
         """Another film or folder may have the same name."""
-        found = next(iter(Source(source)), None)
+        found = next(iter(Source(source, listing=listing)), None)
         if found is None or np.abs(np.subtract(look_of(found.image), self._first or ())).mean() > ALIKE:
             raise UsageError(
                 f"{self.name} does not begin with the picture that this stream began with: it is another film or "
@@ -192,7 +191,9 @@ class Source:
             yield from self._iterate(source, self._place[1])
 
     def _files(self, source: Any, done: int, read: int) -> Iterator[tuple[float, Any]]:
-        listing = find_pictures(paths_of(source), [])
+        listing = self._listing or find_pictures(paths_of(source))
+        if self._first is not None:
+            self._check_first(source, listing)
         damage = {item.damage for item in listing.items if isinstance(item, Film)}
         for name, reason in listing.skipped:
             self._skip(name, reason)
@@ -243,10 +244,10 @@ class Source:
             self._skip(film.name, reason)
 
     def _still(self, item: Still) -> np.ndarray | None:
-        if animation_of(item.open) is not None:
-            self.note("animations of which only the first picture is used", item.name)
         try:
             with own_pixel_limit(), item.open() as file:
+                if animation_in(file) is not None:
+                    self.note("animations of which only the first picture is used", item.name)
                 # Upright now: an array, as the image may still carry the EXIF that says how to turn it.
                 return np.asarray(decode_whole(file, item.name, LARGEST_SIDE))
         except (InputError, OSError) as error:

@@ -46,7 +46,13 @@ class StreamOptions:
             raise UsageError(f"--keyframe-step is {self.keyframe_step}; expected 0.005 to 0.5.")
 
 
-def check_engine(model: Backbone, intrinsics: Intrinsics | None, refine: RefineOptions, dense: StereoOptions) -> None:
+def check_engine(
+    model: Backbone,
+    options: StreamOptions,
+    intrinsics: Intrinsics | None,
+    refine: RefineOptions,
+    dense: StereoOptions,
+) -> None:
     """UsageError if a network with a cache, whose cameras and depth are final at once, is to be given others."""
     if model.STREAMS != "cache":
         return
@@ -55,6 +61,7 @@ def check_engine(model: Backbone, intrinsics: Intrinsics | None, refine: RefineO
         "--intrinsics": intrinsics is not None,
         f"--refine {refine.when} or a setting of it": refine not in usual,
         f"--dense {dense.dense}": dense.dense not in ("auto", "network"),
+        f"--overlap {options.overlap}": options.overlap is not None,
     }
     for what in (what for what, is_given in given.items() if is_given):
         raise UsageError(

@@ -81,7 +81,7 @@ def stream(
     run = RunOptions(resolution=resolution, seed=seed)
     refine = RefineOptions.of(refine)
     run.check(model)
-    check_engine(model, intrinsics, refine, StereoOptions.of(dense))
+    check_engine(model, options, intrinsics, refine, StereoOptions.of(dense))
     window = options.window or USUAL
     settings = Settings(
         window=window,
@@ -160,8 +160,11 @@ class Stream:
             source = self._source = Source(self._raw, None if checkpoint is None else mark_of(checkpoint))
             if checkpoint is None and self._begin_with is not None:
                 source.follow(self._begin_with["next"], self._begin_with["last_s"])
-            self._restore(checkpoint or self._begin_with)
             is_dropping = source.is_live if self._options.drop == "auto" else self._options.drop == "on"
+            self._settings = replace(self._settings, waits=not is_dropping)
+            self._restore(checkpoint or self._begin_with)
+            if checkpoint is None:
+                self.frames = self.keyframes = self.uncertain = 0  # those of another stream do not count
             live = Live(source) if is_dropping else None
             try:
                 yield from self._run(source, live, store, start)
@@ -230,8 +233,10 @@ class Stream:
             if store is not None and store.has_frames and not sys.is_finalizing():
                 self._publish(store, is_final=False)  # the stream may go on later
             raise
-        if store is not None and store.has_frames:
-            self._publish(store, is_final=True)
+        if store is not None:
+            store.open()  # though no frame was added since the checkpoint
+            if store.has_frames:
+                self._publish(store, is_final=True)
 
     def _open(self) -> Store | None:
         if self._out is None:
@@ -247,7 +252,7 @@ class Stream:
             "source": Source.describe(self._raw)[0],
             "memory": None if self.memory is None else str(self.memory),
             "settings": {
-                **{k: v for k, v in asdict(settings).items() if k not in ("refine", "dense", "points")},
+                **{k: v for k, v in asdict(settings).items() if k not in ("refine", "dense", "points", "waits")},
                 **as_record(settings.refine, settings.dense, settings.points),
             },
         }

@@ -135,6 +135,7 @@ class Solver:
             "certain": sum(result.is_certain for result in results),
             "refinement": report["status"],
             **{key: report[key] for key in ("reason", "zooms") if key in report},
+            **({"disagrees": True} if disagrees(scene) else {}),
             **({"past": past_in(results, **report["past"])} if "past" in report else {}),
             "focal_px": round(float(np.median([r.original_intrinsics[0, 0] for r in results])), 3),
         }
@@ -263,6 +264,11 @@ def complete(results: Sequence[Result], others: Sequence[Result]) -> None:
 def zooms(scene: Reconstruction) -> bool:
     """Whether refinement found that the focal length changes from frame to frame, or is not the one that was given."""
     return scene.info.get("refinement", {}).get("zooms", False)
+
+
+def disagrees(scene: Reconstruction) -> bool:
+    """Whether the depths of views that see the same place contradict each other."""
+    return any(warning["code"] == "views-disagree" for warning in scene.info.get("warnings", ()))
 
 
 def doubt_islands(results: Sequence[Result]) -> None:

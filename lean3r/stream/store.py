@@ -63,7 +63,8 @@ class Store:
     or (to resume) belongs to another model or other settings; a full disk raises UsageError, and leaves what was there
     at the last checkpoint.
 
-    What `overwrite` replaces stays until the first frame is added. A store that gets no frame leaves nothing behind."""
+    What `overwrite` replaces, and what lies behind the checkpoint of a store that goes on, stays until it is opened or
+    the first frame is added. A store that gets no frame leaves nothing behind."""
 
     def __init__(
         self,
@@ -94,10 +95,9 @@ class Store:
         self._lock: BinaryIO = lock
         self._files: list[BinaryIO] = []
         self._new: list[Path] = []  # keyframes since the last checkpoint
+        self._is_new = is_new
         try:
             self.checkpoint = None if is_new else self._check()
-            if not is_new:
-                self._open()
         except BaseException:
             self.close()
             raise
@@ -112,10 +112,12 @@ class Store:
             (self.folder / name).unlink(missing_ok=True)
         for path in (self.folder / KEYFRAMES).glob("frame_*"):
             path.unlink()
-        self._open()
+        self._is_new = False
 
-    def _open(self) -> None:
-        """Open the files, and cut off what lies behind the checkpoint."""
+    def open(self) -> None:
+        """Open the files of a store that is not new, and cut off what lies behind its checkpoint; once."""
+        if self._files or self._is_new:
+            return
         (self.folder / KEYFRAMES).mkdir(exist_ok=True)
         lengths = (self.checkpoint or {}).get("lengths", [0] * len(ADDED))
         for name, length in zip(ADDED, lengths, strict=True):
@@ -131,7 +133,7 @@ class Store:
 
     @property
     def has_frames(self) -> bool:
-        """Whether a frame was added, now or before it was resumed."""
+        """Whether a frame was added; of a store that goes on, also before, once it is open."""
         return bool(self._files) and self._files[0].tell() > 0
 
     def _check(self) -> dict[str, Any] | None:
@@ -169,8 +171,9 @@ class Store:
         """Add frames, keyframes, and what happened to windows."""
         records = np.zeros(len(estimates), RECORD)
         with room(self.folder):
-            if not self._files:
+            if self._is_new:
                 self._start()
+            self.open()
             for record, each in zip(records, estimates, strict=True):
                 k = each.intrinsics
                 record["index"], record["timestamp_s"], record["window"] = each.index, each.timestamp_s, each.window

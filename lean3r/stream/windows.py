@@ -35,7 +35,7 @@ from lean3r.types import Lens
 logger = logging.getLogger("lean3r")
 
 MOST_PENDING = 512  # frames without an estimate: then a window is reconstructed though it is not full
-MOST_RESTING = 8  # times as many while it has too few keyframes to be sound, as in a film that rests
+MOST_RESTING = 8  # times as many while it has too few keyframes to be sound, as in a film that rests; not of cameras
 STILL = 0.05  # of the step between keyframes: a picture that has moved by less shows a camera at rest
 MOST_SHARED = 3 / 4  # of a window, with the one before, where half of it holds too few certain cameras
 LAST = 3 / 4  # of a window: least size of the last one, if there are as many keyframes
@@ -116,7 +116,7 @@ class WindowEngine:
     def _most_pending(self) -> int:
         """How many frames may wait for their estimates."""
         keyframes = len(self._carried) + len(self._waiting)
-        is_poor = self._waiting and keyframes < SOUND * self.settings.window
+        is_poor = self.settings.waits and self._waiting and keyframes < SOUND * self.settings.window
         return MOST_PENDING * (MOST_RESTING if is_poor else 1)
 
     @property

@@ -128,6 +128,15 @@ def test_voxels_grow_if_the_scene_is_too_large(monkeypatch, caplog):
     assert "are too many for this scene" in caplog.text
 
 
+def test_pockets_that_merged_vertices_leave_are_removed():
+    """Two triangles back to back between the same corners: the edges of the rest then have two triangles, not four."""
+    apart = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1 + 1e-5, 0], [1, 1, 0]])
+    faces = np.array([[0, 1, 2], [1, 0, 3], [1, 4, 2]])
+    found = _merge_pieces([apart], [faces], [np.zeros((5, 3))])
+    assert len(found.faces) == 1
+    np.testing.assert_allclose(np.sort(found.vertices[found.faces[0]], 0), np.sort(apart[[1, 4, 2]], 0), atol=1e-4)
+
+
 def test_a_floating_patch_that_others_see_through_is_removed():
     scene = make_scene(6, height=60, width=80)
     depth = scene.depth.copy()

@@ -28,7 +28,7 @@ from lean3r.stream.windows import WindowEngine
 from stream.walk import HEIGHT, WIDTH, frame, walk
 
 SIDE = 70  # of network pictures: five patches
-OPTIONS = lean3r.StreamOptions(window=4, overlap=1, keyframe_step=0.1)
+OPTIONS = lean3r.StreamOptions(window=4, keyframe_step=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +155,12 @@ def test_short_streams_black_frames_and_other_sizes(model: LingbotMap) -> None:
         {"refine": "on"},
         {"refine": lean3r.RefineOptions(lens="pinhole")},
         {"dense": "stereo"},
+        {"options": lean3r.StreamOptions(overlap=1)},
     ],
 )
 def test_what_a_network_with_a_cache_cannot_do_is_refused(model: LingbotMap, asked: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="has no effect on a stream of lingbot-map"):
-        lean3r.stream(model, walk(2), options=OPTIONS, **asked)
+        lean3r.stream(model, walk(2), **asked)
 
 
 def test_a_limit_on_memory_shrinks_the_window_or_is_refused(model: LingbotMap) -> None:

@@ -17,6 +17,7 @@ import lean3r
 from lean3r.errors import InputError, UsageError
 from lean3r.inputs.cameras import read_given
 from lean3r.inputs.trajectory import OF_VIEWS
+from lean3r.stream import frames
 from lean3r.stream import run as running
 from lean3r.stream.frames import Mark, Source
 from lean3r.stream.pace import Live
@@ -127,6 +128,47 @@ def test_another_film_of_the_same_name_is_not_gone_on_with(tmp_path: Path, monke
     assert written(tmp_path / "out") == before
     (tmp_path / "own.mkv").rename(tmp_path / "film.mkv")
     assert taken(resume=True) == 39
+
+
+def test_what_is_refused_changes_nothing_of_a_finished_stream(tmp_path: Path) -> None:
+    """Its last checkpoint is older than its last frames, which a stream that goes on makes again."""
+
+    def taken(*, resume: bool) -> list[Any]:
+        source, out = tmp_path / "film.mkv", tmp_path / "out"
+        return list(lean3r.stream(Steps(), source, out, options=SMALL, refine="off", resume=resume))
+
+    film(tmp_path / "film.mkv", 60)
+    taken(resume=False)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    (tmp_path / "film.mkv").rename(tmp_path / "own.mkv")
+    film(tmp_path / "film.mkv", 60, start=20)
+    with pytest.raises(UsageError, match="another film or folder"):
+        taken(resume=True)
+    (tmp_path / "film.mkv").unlink()
+    with pytest.raises(InputError, match="no such file"):
+        taken(resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    (tmp_path / "own.mkv").rename(tmp_path / "film.mkv")
+    assert 0 < len(taken(resume=True)) < 60
+    after = {path: path.read_bytes() for path in before if path.name not in ("manifest.json", "checkpoint.npz")}
+    assert after == {path: before[path] for path in after}
+
+
+def test_a_source_that_goes_on_is_listed_once_and_members_of_archives_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ZipFile(tmp_path / "all.zip", "w") as archive:
+        for number, (_, image) in enumerate(walk(6)):
+            Image.fromarray(image).save(tmp_path / "a.png")
+            archive.write(tmp_path / "a.png", f"{number}.png")
+    source = Source(tmp_path / "all.zip")
+    mark = [source.behind(each.index) for each in source][2]
+    done: list[str] = []
+    listed, read = frames.find_pictures, ZipFile.read
+    monkeypatch.setattr(frames, "find_pictures", lambda paths: done.append("listed") or listed(paths))
+    monkeypatch.setattr(ZipFile, "read", lambda zip, member: done.append(member.filename) or read(zip, member))
+    assert [each.index for each in Source(tmp_path / "all.zip", mark)] == [3, 4, 5]
+    assert [each for each in done if each != "0.png"] == ["listed", "3.png", "4.png", "5.png"]
 
 
 def test_a_folder_that_changed_where_it_was_read_is_not_gone_on_with(

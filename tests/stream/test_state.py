@@ -41,7 +41,7 @@ def test_a_stream_goes_on_with_another_source_in_the_same_world() -> None:
     assert new[0].timestamp_s == pytest.approx(old[-1].timestamp_s + 1)
     assert second.figures["revisions"] > 0 and any("loop" in each.flags for each in new)
     assert np.allclose(places(new)[:, 0] / scale, 0.12 * np.arange(40, 0, -1), atol=0.3)
-    assert first.figures["frames"] == 60 and second.figures["frames"] == 100
+    assert first.figures["frames"] == 60 and second.figures["frames"] == 40
 
 
 def test_a_stream_that_began_with_a_state_is_resumed_where_it_was(

@@ -211,6 +211,26 @@ def test_windows_wait_for_keyframes_while_the_camera_rests(monkeypatch: pytest.M
     assert len(at) == 200
 
 
+@pytest.mark.parametrize(("drop", "most"), [("on", 12), ("off", 81)])
+def test_the_frames_of_a_live_camera_that_rests_do_not_wait_long(
+    drop: Any, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "MOST_PENDING", 10)
+    taken, waits = 0, []
+
+    def rests() -> Iterator[np.ndarray]:
+        nonlocal taken
+        for taken in range(1, 120):
+            yield frame(0.3 * min(taken, 3))
+            while drop == "on" and stream.works.number < taken:  # as a camera that is slower than the model
+                time.sleep(0.001)
+
+    stream = lean3r.stream(Knows(), rests(), options=lean3r.StreamOptions(window=16, drop=drop), refine="off")
+    for each in stream:
+        waits.append(taken - each.index)
+    assert max(waits) <= most and len(waits) == 119
+
+
 def test_a_slow_camera_gets_keyframes_too() -> None:
     found = run(walk(400, 0.004))
     assert 3 <= sum("keyframe" in each.flags for each in found) <= 12
