@@ -37,12 +37,13 @@ def slightly_wrong(scene: Scene, conf: np.ndarray) -> np.ndarray:
 
 
 def _differences(scene: Scene, conf: np.ndarray) -> np.ndarray:
-    """Median difference in log depth [S, S] of the surest pixels of a view in another; NaN where they share few."""
+    """Median difference in log depth [S, S] of the surest pixels of a view and of another; NaN where they share few."""
     apart = np.full((len(scene.depth),) * 2, np.nan)
     known = scene.depth > 0
     if not known.any():
         return apart
     sure = known & (conf >= np.quantile(conf[known], SUREST))
+    surest = scene._replace(depth=np.where(sure, scene.depth, 0))
     surest = scene._replace(depth=np.where(sure, scene.depth, 0))  # in which others are sure, too
     step = max(1, round((conf[0].size / CHECKED_PIXELS) ** 0.5))
     for view, others in enumerate(neighbours(scene, CHECKED)):

@@ -9,11 +9,12 @@ import numpy as np
 
 from lean3r.stream import sim3
 from lean3r.stream.keyframes import APART_S
-from lean3r.stream.looks import Seen
+from lean3r.stream.looks import REPEATED, Seen
 from lean3r.stream.result import Result
 from lean3r.types import Lens
 
 JERK = 2.0  # times the motion just before and after: pictures of a quick turn, too, have at most 1.5
+REPEATS = 6  # frames in a row that show the same, in films whose rate was made higher by repeating them
 
 
 def interpolated(results: Sequence[Result], moving_s: float) -> np.ndarray:
@@ -52,16 +53,24 @@ def skips(first: Result, second: Result, results: Sequence[Result], gaps: Sequen
 
 def jumps(frames: Sequence[Seen], least: float) -> list[int]:
     """The numbers of those frames, in a row, before which the camera jumps in sight: the picture moves by `least` or
-    more, and JERK times as fast as before and after, or after APART_S without a frame."""
+    more, and JERK times as fast as before and after, or after APART_S without a frame. A frame that repeats the one
+    before says nothing of how fast the camera is."""
     moved = [after.travelled - before.travelled for before, after in pairwise(frames)]
     passed_s = [after.timestamp_s - before.timestamp_s for before, after in pairwise(frames)]
-    speeds = [0.0, *(far / time_s for far, time_s in zip(moved, passed_s, strict=True)), 0.0]
+    speeds = [far / time_s for far, time_s in zip(moved, passed_s, strict=True)]
+
+    def last(near: range) -> float:
+        return next((speeds[i] for i in near if 0 <= i < len(speeds) and moved[i] > REPEATED), 0.0)
+
     return [
         after.index
         for i, (before, after) in enumerate(pairwise(frames))
         if before.has_content
         and moved[i] >= least
-        and (passed_s[i] >= APART_S or speeds[i + 1] > JERK * max(speeds[i], speeds[i + 2]))
+        and (
+            passed_s[i] >= APART_S
+            or speeds[i] > JERK * max(last(range(i - 1, i - 1 - REPEATS, -1)), last(range(i + 1, i + 1 + REPEATS)))
+        )
     ]
 
 

@@ -23,8 +23,10 @@ import lean3r
 from lean3r.errors import InputError, OutOfMemoryError, UsageError
 from lean3r.pipeline.memory import used_bytes
 from lean3r.pipeline.observer import Observer
+from lean3r.refine.options import RefineOptions
 from lean3r.stream import windows
-from lean3r.stream.engine import Estimate
+from lean3r.stream.engine import Estimate, Settings
+from lean3r.stream.engine import Frame as StreamFrame
 from lean3r.stream.frames import Source
 from lean3r.stream.pace import Live
 from lean3r.stream.pictures import Keyframe
@@ -211,24 +213,30 @@ def test_windows_wait_for_keyframes_while_the_camera_rests(monkeypatch: pytest.M
     assert len(at) == 200
 
 
-@pytest.mark.parametrize(("drop", "most"), [("on", 12), ("off", 81)])
-def test_the_frames_of_a_live_camera_that_rests_do_not_wait_long(
-    drop: Any, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_frames_of_a_live_camera_that_rests_do_not_wait_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "MOST_PENDING", 10)
-    taken, waits = 0, []
 
-    def rests() -> Iterator[np.ndarray]:
-        nonlocal taken
-        for taken in range(1, 120):
-            yield frame(0.3 * min(taken, 3))
-            while drop == "on" and stream.works.number < taken:  # as a camera that is slower than the model
-                time.sleep(0.001)
+    def longest(waits: bool) -> int:
+        engine = windows.WindowEngine(
+            Knows(), Settings(window=16, overlap=3, refine=RefineOptions(when="off"), waits=waits)
+        )
+        given, most = 0, 0
+        for index in range(100):
+            given += len(engine.push(StreamFrame(index, index / 10, frame(0.3 * min(index, 3)))))
+            most = max(most, index + 1 - given)
+        return most
 
-    stream = lean3r.stream(Knows(), rests(), options=lean3r.StreamOptions(window=16, drop=drop), refine="off")
-    for each in stream:
-        waits.append(taken - each.index)
-    assert max(waits) <= most and len(waits) == 119
+    assert longest(waits=False) <= 11 and longest(waits=True) > 70
+    for drop in ("on", "off"):
+        options = lean3r.StreamOptions(drop=drop)
+        stream = lean3r.stream(Knows(), walk(5), options=options, refine="off")
+        assert len(list(stream)) == 5 and stream.settings.waits == (drop == "off")
+
+
+def test_a_film_that_repeats_its_frames_does_not_jump() -> None:
+    """As one of ten frames a second that was made one of thirty."""
+    found = run([(index / 30, frame(0.34 * (index // 3))) for index in range(120)])
+    assert not any(each.flags & {"uncertain", "lost"} for each in found)
 
 
 def test_a_slow_camera_gets_keyframes_too() -> None:
