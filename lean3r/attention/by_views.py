@@ -65,7 +65,13 @@ class ByViews(Mechanism):
 def _stage(name: str, settings: Mapping[str, object]) -> Mechanism:
     """The mechanism of a stage; UsageError if it would have parameters, which grow with the heads, or a window."""
     kind = ATTENTION.get(name)
-    mechanism = None if "heads" in inspect.signature(kind).parameters else kind(**settings)
+    known = inspect.signature(kind).parameters
+    if not isinstance(settings, Mapping) or not settings.keys() <= known.keys():
+        got = sorted(settings.keys() - known.keys()) if isinstance(settings, Mapping) else settings
+        raise UsageError(
+            f"a stage of {name} has the settings {got!r}; expected a mapping of: {', '.join(known) or 'nothing'}"
+        )
+    mechanism = None if "heads" in known else kind(**settings)
     if mechanism is None or mechanism.window is not None:
         raise UsageError(f"{name} cannot be a stage; expected a mechanism without parameters and windows")
     return mechanism

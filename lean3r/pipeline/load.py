@@ -31,6 +31,8 @@ from lean3r.pipeline.releases import check_plan
 
 logger = logging.getLogger("lean3r")
 
+UNUSABLE = "{} contains an unusable plan: {}"
+
 
 def load(
     name: str = "nano",
@@ -89,7 +91,12 @@ def load(
     model: Backbone = without_memory(lambda: backbone.for_names(files.shapes))
     plan = stored or requested
     if plan is not None:  # before the weights are read: quantised layers never exist in full precision
-        model = compress(model, plan)
+        try:
+            model = compress(model, plan)
+        except UsageError as error:
+            if stored is None:
+                raise
+            raise WeightsError(UNUSABLE.format(path, error)) from error
     number_type, why = choose_dtype(model, target) if asked is None else (asked, "asked for")
     if number_type != torch.float32:
         model = hold(model, number_type)
@@ -124,7 +131,7 @@ def read_plan(path: Path) -> CompressionPlan | None:
     try:
         return stored_plan(open_weights(path).metadata)
     except UsageError as error:
-        raise WeightsError(f"{path} contains an unusable plan: {error}") from error
+        raise WeightsError(UNUSABLE.format(path, error)) from error
 
 
 def embedded_weights(name: str) -> Path:

@@ -143,7 +143,8 @@ def warn_uncertain(reconstruction: Reconstruction, answer: Answer) -> Reconstruc
     if not len(doubted):
         return reconstruction
     parts = {part for part in answer.report["parts"] if part > 0}
-    apart = f"; {len(parts)} groups of them hold together by themselves" if parts else ""
+    groups = "1 group of them holds" if len(parts) == 1 else f"{len(parts)} groups of them hold"
+    apart = f"; {groups} together by themselves" if parts else ""
     text = (
         f"{len(doubted)} of {len(answer.has)} views are uncertain: their cameras may be far off{apart}. They "
         "are left out of the cloud, COLMAP and other scenes; cameras.json marks them"

@@ -46,6 +46,8 @@ def test_the_usual_stages_meet_where_kv_prune_begins() -> None:
         (((0, "merge", {}),), "views of a stage"),
         (((2, "gsa", {"dim": 32, "heads": 2}),), "cannot be a stage"),
         (((2, "gsa", {}),), "gsa cannot be a stage"),
+        (((2, "merge", {"fraims": 1}),), r"a stage of merge has the settings .'fraims'.; expected a mapping of: "),
+        (((2, "merge", 3),), "a stage of merge has the settings 3"),
         (((2, "merge"),), "a stage is .2, 'merge'.; expected .views, mechanism, settings"),
         (((2, "merg", {}),), "merge"),
     ],

@@ -191,9 +191,10 @@ def test_the_plan_travels_with_the_weights(tmp_path: Path) -> None:
         lean3r.load("nano", weights=path, plan="dense")
     with pytest.raises(UsageError, match="exists"):
         lean3r.save(fast, path)
-    save_model(Nano(), path, {"plan": json.dumps({"steps": [{"target": "global blocks", "mechanism": "new"}]})})
-    with pytest.raises(WeightsError, match="contains an unusable plan"):
-        lean3r.load("nano", weights=path)
+    for step in ({"mechanism": "new"}, {"mechanism": "merge", "settings": {"ratio": 7}}):
+        save_model(Nano(), path, {"plan": json.dumps({"steps": [{"target": "global blocks", **step}]})})
+        with pytest.raises(WeightsError, match=r"fast\.safetensors contains an unusable plan"):
+            lean3r.load("nano", weights=path)
 
 
 def test_only_recordings_record(model: Nano) -> None:
