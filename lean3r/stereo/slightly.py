@@ -15,9 +15,9 @@ from lean3r.geometry.evidence import CHECKED, CHECKED_PIXELS, CLOSE
 SUREST = 0.5  # of all pixels: what a camera bends is sure, what has no texture is not
 LEAST = 100  # pixels of a view that lie in another
 HIDDEN = 0.3  # log depth from which places are of different surfaces
-# Times the difference between the other views. Of photo scenes with right cameras, only the office has views that differ
-# by more than CLOSE, and those by 2.7 times as much. With one camera turned by 0.5 degrees, or moved by 5 % of the way to
-# the next, views that differ by more have 5.5 to 21.
+# Times the difference between the other views. Of photo scenes with right cameras, only the office has views that
+# differ by more than CLOSE, and those by 2.7 times as much. With one camera turned by 0.5 degrees, or moved by 5 % of
+# the way to the next, views that differ by more have 5.5 to 21.
 TIMES = 4.0
 SLIGHTLY = (
     "the surest depth of {} of {} pictures differs from that of the others by more than {:.0%} (median), which "
