@@ -21,10 +21,6 @@ CONVERGED, ROUGHLY = 1e-6, 1e-5  # relative change of an adjustment's cost at wh
 MANY = 30  # from so many views on, a new one is adjusted with its neighbours only
 TRACKS = 100  # of a view, that place the cameras all at once; adjusting them takes all
 LEAST_SEEN = 12  # points that a registered view must see
-# Known focal lengths are doubted if others differ so much, and fit so much better (less is enough with held poses: of
-# one 15 % too long 0.81 of the error is left, of a true one 1.00) or differ by so many deviations (true ones of seven
-# scenes by 0.4 at most, one 15 % too long by 2.1).
-DOUBT_FOCAL, DOUBT_ERROR, DOUBT_HELD, DOUBT_SURE = 0.04, 0.8, 0.9, 2.0
 MOST_ERROR_PX = 10.0  # of a point (in the midst of an adjustment one had 1e150)
 MOST_PINCUSHION = 0.15  # share by which a real lens may move a corner outwards; inwards, fisheyes do much more
 VIDEO_BEGIN_DEG, VIDEO_ANGLE_DEG = 6.0, 0.5  # parallax of the first pair of a video, and of points
@@ -262,46 +258,6 @@ def is_unlike(camera: pycolmap.Camera, focal_px: float) -> bool:
     """Whether a focal length cannot be that of a lens for which the network sees `focal_px`. Straight flights over flat
     ground, and few matches, fit any focal length."""
     return abs(np.log(camera.mean_focal_length() / focal_px)) > np.log(MOST_UNLIKE)
-
-
-def doubt(job: Job, model: pycolmap.Reconstruction, deviation: float) -> str | None:
-    """Evidence against known focal lengths, or None, from an adjustment that may change them, and held poses not;
-    `deviation` is the relative one of those that the pictures tell.
-
-    The model keeps the adjusted focal lengths.
-    """
-    view_of = files_to_view(job)
-    groups = {i.camera_id: job.groups[job.views[view_of[i.name]].group] for i in model.images.values() if i.has_pose}
-    fixed = [camera_id for camera_id, group in groups.items() if group.fixed or group.focal_fixed]
-    if not fixed or model.num_reg_images() < 3:
-        return None
-    given = {camera_id: model.cameras[camera_id].mean_focal_length() for camera_id in fixed}
-    before = error_px(model)
-    options = pycolmap.BundleAdjustmentOptions()
-    options.print_summary, options.refine_extra_params = False, False
-    options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
-    options.ceres.solver_options.num_threads = SOLVERS
-    options.ceres.solver_options.function_tolerance = CONVERGED  # by default all steps are taken, thirty times as many
-    config = pycolmap.BundleAdjustmentConfig()
-    for image_id in model.reg_image_ids():
-        config.add_image(image_id)
-        if job.held[view_of[model.images[image_id].name]]:
-            config.set_constant_rig_from_world_pose(model.images[image_id].frame_id)
-    if not job.held.any():
-        config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
-    pycolmap.create_default_bundle_adjuster(options, config, model).solve()
-    model.update_point_3d_errors()
-    after = error_px(model)
-    ratio = max((model.cameras[c].mean_focal_length() / given[c] for c in fixed), key=lambda r: abs(np.log(r)))
-    off = float(abs(np.log(ratio)))
-    fits_better = after < (DOUBT_HELD if job.held.any() else DOUBT_ERROR) * before
-    is_told = after < before and off > DOUBT_SURE * deviation
-    if off < DOUBT_FOCAL or not (fits_better or is_told):
-        return None
-    return (
-        f"the known focal length does not fit the pictures: {ratio:.2f} times that brings the reprojection error "
-        f"from {before:.2f} to {after:.2f} px; check --cameras, or leave the intrinsics out"
-    )
 
 
 def places_of(model: pycolmap.Reconstruction) -> int:

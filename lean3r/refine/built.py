@@ -10,7 +10,7 @@ import numpy as np
 
 from lean3r.colmap_library import pycolmap
 from lean3r.refine import accept, adjust, features, judge, matching
-from lean3r.refine.focal_error import deviation
+from lean3r.refine.intrinsics import doubt_of_known
 from lean3r.refine.job import Answer, Group, Job
 from lean3r.refine.kinks import KINKED, SIDE, behind_kinks, behind_sidesteps
 from lean3r.refine.rivals import ELSEWHERE, contested
@@ -37,8 +37,8 @@ class Built(NamedTuple):
         """The answer, with what other models, and its own with other focal lengths, say against it."""
         answer = doubted(job, self, found)
         is_known = any(group.fixed or group.focal_fixed for group in job.groups) and answer.trusted.sum() > 2
-        note = adjust.doubt(job, pycolmap.Reconstruction(self.model), deviation(answer)) if is_known else None
-        return answer if note is None else answer.with_note("known-focal-length", note)
+        note = doubt_of_known(job, self.model, answer) if is_known else None
+        return answer if note is None else answer.with_note(*note)
 
 
 def doubted(job: Job, built: Built, found: Sequence[Built]) -> Answer:

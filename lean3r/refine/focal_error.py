@@ -49,12 +49,17 @@ def of_known(groups: Iterable[Group]) -> float:
 
 def deviation(answer: Answer) -> float:
     """The relative deviation to expect of the focal lengths that an adjustment of three trusted views or more finds."""
+    return float(np.sqrt(np.median(expected_variances(answer)[0])))
+
+
+def expected_variances(answer: Answer, frees_centres: bool = False) -> np.ndarray:
+    """`lens_variances` of the trusted views, with the common part of all errors; infinite where they cannot be told."""
     answer = some_points(answer.of_trusted(), MOST_POINTS)
     try:
-        variances = focal_variances(replace(answer, has=answer.has & answer.trusted))
+        variances = lens_variances(replace(answer, has=answer.has & answer.trusted), frees_centres)
     except np.linalg.LinAlgError:
-        return np.inf
-    return float(np.sqrt((COMMON**2 * len(answer.point) + 1) * np.median(variances)))
+        return np.full((3 if frees_centres else 1, 1), np.inf)
+    return (COMMON**2 * len(answer.point) + 1) * variances
 
 
 def some_points(answer: Answer, most: int) -> Answer:
@@ -73,12 +78,13 @@ def some_points(answer: Answer, most: int) -> Answer:
     )
 
 
-def focal_variances(answer: Answer) -> np.ndarray:
-    """Of the logarithm of each camera's focal length [C], of an adjustment with poses, points, focal lengths and the
-    first radial distortion free. LinAlgError if its equations cannot be solved."""
+def lens_variances(answer: Answer, frees_centres: bool = False) -> np.ndarray:
+    """Of the logarithm of each camera's focal length [1, C], of an adjustment with poses, points, focal lengths and the
+    first radial distortion free; or [3, C], also of its principal points, by x and y in focal lengths, free as well.
+    LinAlgError if its equations cannot be solved."""
     of = Equations(answer)
     views, view, point = len(of.views), of.view, of.point
-    by_lens = _by_lens(answer, of)
+    by_lens = _by_lens(answer, of, frees_centres)
     count = by_lens.shape[2]
     own = np.einsum("oik,oil->kl", by_lens, by_lens)
     mixed = np.zeros((views, 6, count))
@@ -102,23 +108,26 @@ def focal_variances(answer: Answer) -> np.ndarray:
     told = own - mixed.T @ np.linalg.solve(poses, mixed)
     size = np.sqrt(np.maximum(np.diag(own), np.finfo(float).tiny))
     covariance = np.linalg.inv(told / size[:, None] / size + DAMPING * np.eye(count)) / size[:, None] / size
-    used = len({answer.camera[each] for each in of.views})
-    variances = np.diag(covariance)[:used]
+    used, wanted = len({answer.camera[each] for each in of.views}), 3 if frees_centres else 1
+    variances = np.diag(covariance)[: wanted * used].reshape(wanted, used)
     return np.where(variances > 0, variances, np.inf)  # rounding leaves others where nothing determines them
 
 
-def _by_lens(answer: Answer, of: Equations) -> np.ndarray:
-    """How measurements [O, 2, K] change with the logarithms of the cameras' focal lengths, and then with the first
-    distortion of those that have one, in standard deviations."""
+def _by_lens(answer: Answer, of: Equations, frees_centres: bool) -> np.ndarray:
+    """How measurements [O, 2, K] change with the logarithms of the cameras' focal lengths, then with their principal
+    points if wanted, and then with the first distortion of those that have one, in standard deviations."""
     cameras = [answer.camera[view] for view in of.views]
     used = sorted(set(cameras))
     number = np.array([used.index(camera) for camera in cameras])[of.view]
     turned = (of.pose[of.view, :3, :3] @ of.xyz[of.point][..., None])[..., 0] + of.pose[of.view, :3, 3]
     rays = turned[:, :2] / turned[:, 2:]
     # `by_pose` ends with the change by a translation: along x, that is the focal length in standard deviations by z.
-    by_focal = rays * (of.by_pose[:, 0, 3] * turned[:, 2])[:, None]
+    focal = (of.by_pose[:, 0, 3] * turned[:, 2])[:, None]
+    by_focal = rays * focal
     mine = (number[:, None] == np.arange(len(used)))[:, None]
     columns = [by_focal[..., None] * mine]
+    if frees_centres:
+        columns += [(focal * axis)[..., None] * mine for axis in np.eye(2)]
     bends = [LENSES[answer.models[camera]][1] > 0 for camera in used]
     columns.append((by_focal * (rays**2).sum(1, keepdims=True))[..., None] * mine[..., bends])
     return np.concatenate(columns, axis=2)

@@ -50,6 +50,7 @@ CROPPED = (
 ZOOMS = "the frames fit clearly better with a focal length each, as if the lens zoomed, but no such model was found"
 ALMOST = 0.98  # of the matches that a model fits, that another one must fit
 ZOOM = 0.08  # spread of the logarithms of focal lengths (from the tenth to the ninth tenth); 0.05 to 0.07 if none zooms
+OTHER = 0.04  # or their middle, by which the one that they share is off
 STRONG = 150  # measurements of the weaker views of a model above which finer features are not needed
 
 
@@ -159,7 +160,7 @@ def varying_focals(job: Job, answer: Answer) -> np.ndarray | None:
     views, found = np.arange(len(job.views)), np.isfinite(focals_px)
     ratio = np.log([focals_px[v] / answer.params[answer.camera[v]][0] for v in views[found]])
     low, usual, high = np.quantile(ratio, (0.1, 0.5, 0.9))
-    varies = high - low >= ZOOM or abs(usual) >= adjust.DOUBT_FOCAL
+    varies = high - low >= ZOOM or abs(usual) >= OTHER
     return np.interp(views, views[found], focals_px[found]) if varies else None
 
 

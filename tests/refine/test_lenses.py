@@ -165,3 +165,16 @@ def test_stated_focal_lengths_that_do_not_fit_are_told(
     known = KnownCameras(intrinsics=stated, cam_from_world=poses if are_held else None)
     found = refine(scenes.scene(poses), Pictures(tmp_path), RefineOptions(seconds=GENEROUS), known=known)
     assert ("known-focal-length" in codes(found)) == is_told
+
+
+@pytest.mark.parametrize(("off", "is_told"), [(0.0, False), (0.1, True)])
+def test_stated_principal_points_that_do_not_fit_are_told(off: float, is_told: bool, tmp_path: Path) -> None:
+    """They fit with nearly the same error, by cameras that are turned and moved."""
+    poses = scenes.arc(5)
+    scenes.write(poses, tmp_path)
+    stated = np.stack([scenes.INTRINSICS] * 5)
+    stated[:, 0, 2] += off * scenes.WIDTH
+    known = KnownCameras(intrinsics=stated)
+    found = refine(scenes.scene(poses), Pictures(tmp_path), RefineOptions(seconds=GENEROUS), known=known)
+    assert codes(found) == ({"known-principal-point"} if is_told else set())
+    assert not is_told or "at 60% of the width and 50%" in found.info["warnings"][0]["text"]

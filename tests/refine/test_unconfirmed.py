@@ -14,7 +14,7 @@ from refine.test_ties import turn
 import lean3r
 from lean3r.refine import refine
 from lean3r.refine.equations import BLUR
-from lean3r.refine.focal_error import GUESSED, STATED, focal_error, focal_variances
+from lean3r.refine.focal_error import GUESSED, STATED, focal_error, lens_variances
 from lean3r.refine.job import Answer, Group, Job, View
 
 FOCAL, WIDTH, HEIGHT = 400.0, 540, 360
@@ -71,10 +71,12 @@ def job(answer: Answer, **known: Any) -> Job:
     return Job(shown, (group,), none, np.zeros((views, 4)), none, np.zeros(views, bool), None, 1000, 1)
 
 
-@pytest.mark.parametrize("cameras", [1, 3])
-def test_variances_are_those_of_all_unknowns_together(cameras: int) -> None:
+@pytest.mark.parametrize(("cameras", "frees_centres"), [(1, False), (3, False), (1, True)])
+def test_variances_are_those_of_all_unknowns_together(cameras: int, frees_centres: bool) -> None:
     """Against the inverse of the whole of the equations, by differences, with a similarity of the world held still."""
     answer = seen(around(3, points=12).cam_from_world, around(3, points=12).xyz, cameras)
+    if frees_centres:  # lenses count as pinholes, and what distortion there is acts like a principal point that moved
+        answer = replace(answer, params=((*LENS[:3], 0.0),))
     views, points = len(answer.has), len(answer.xyz)
     camera = np.array(answer.camera)
 
@@ -85,13 +87,16 @@ def test_variances_are_those_of_all_unknowns_together(cameras: int) -> None:
             pose[:3, :3] = turn(by[:3]) @ pose[:3, :3]
             pose[:3, 3] += by[3:]
         xyz = answer.xyz + change[6 * views : 6 * views + 3 * points].reshape(points, 3)
-        of_lens = change[6 * views + 3 * points :].reshape(2, cameras)
+        of_focal, *of_centre, of_bend = change[6 * views + 3 * points :].reshape(-1, cameras)
         lenses = np.array(answer.params)
-        lenses[:, 0] *= np.exp(of_lens[0])
-        lenses[:, 3] += of_lens[1]
+        for axis, off in enumerate(of_centre):
+            lenses[:, 1 + axis] += off * lenses[:, 0]
+        lenses[:, 0] *= np.exp(of_focal)
+        lenses[:, 3] += of_bend
         return project(poses, xyz, lenses, answer.point, answer.view, camera).ravel()
 
-    size = 6 * views + 3 * points + 2 * cameras
+    told = 3 if frees_centres else 1
+    size = 6 * views + 3 * points + (told + 1) * cameras
     step = 1e-6
     jacobian = np.stack([(shown(step * row) - shown(-step * row)) / (2 * step) for row in np.eye(size)], axis=1)
     weight = np.sqrt(1 / (1 + 0.1**2)) * BLUR / 0.1
@@ -99,8 +104,8 @@ def test_variances_are_those_of_all_unknowns_together(cameras: int) -> None:
     values, vectors = np.linalg.eigh(information)
     assert (values[:7] < 1e-6 * values[7]).all()
     covariance = (vectors[:, 7:] / values[7:]) @ vectors[:, 7:].T
-    wanted = np.diag(covariance)[6 * views + 3 * points :][:cameras]
-    np.testing.assert_allclose(focal_variances(answer), wanted, rtol=0.03)
+    wanted = np.diag(covariance)[6 * views + 3 * points :][: told * cameras].reshape(told, cameras)
+    np.testing.assert_allclose(lens_variances(answer, frees_centres), wanted, rtol=0.03)
 
 
 def test_what_is_expected_of_focal_lengths() -> None:
