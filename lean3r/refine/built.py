@@ -13,6 +13,7 @@ from lean3r.refine import accept, adjust, features, judge, matching
 from lean3r.refine.intrinsics import doubt_of_known
 from lean3r.refine.job import Answer, Group, Job
 from lean3r.refine.kinks import KINKED, SIDE, behind_kinks, behind_sidesteps
+from lean3r.refine.misplaced import misplaced
 from lean3r.refine.rivals import ELSEWHERE, contested
 from lean3r.refine.ties import LOOSE, loosely_tied
 
@@ -124,6 +125,7 @@ def answer_of(
             "after": asdict(after),
             "parts": verdict.part,
             "doubts": doubts,
+            "misplaced": misplaced(shares, job.held),
             "notes": [],
         },
     )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,11 @@ MISFIT = (
     "rough poses"
 )
 ZOOMS = "the lens zooms during the video: each of its frames has a focal length of its own"
+MISPLACED = (
+    "{} of {} known poses contradict nearly all of their matches, while most others agree: they are wrong, or those of "
+    "pictures beside them are. They stay as given, and depth and points are wrong there; without a known pose, a "
+    "picture gets one by refinement"
+)
 UNCONFIRMED = "nothing in the pictures confirms the known poses: no points could be triangulated with them"
 PATIENCE = 10  # seconds on the clock per second of work, if no limit is stated: a hanging process is ended
 TIME_UP = "it ran out of time (give it more with --refine-seconds N)"
@@ -97,11 +103,7 @@ def run(
     }
     if zooms := answer.report.get("zooms", False):
         report["zooms"] = True
-    held_share = sum(after.view_inliers[v] for v in np.flatnonzero(job.held)) / max(
-        1, sum(after.view_matches[v] for v in np.flatnonzero(job.held))
-    )
-    if job.held.any() and held_share < FITTING:
-        reconstruction = with_warning(reconstruction, "known-poses", MISFIT.format(held_share))
+    reconstruction = warn_misfit(reconstruction, job.held, after, answer.report["misplaced"])
     if reason := accept.why_not_better(before, after, known.cam_from_world is not None):
         return keep_predicted(reconstruction, report, reason, start)
     if answer.trusted.sum() < 2:
@@ -150,6 +152,19 @@ def warn_uncertain(reconstruction: Reconstruction, answer: Answer) -> Reconstruc
         "are left out of the cloud, COLMAP and other scenes; cameras.json marks them"
     )
     return with_warning(reconstruction, "uncertain-views", text, doubted.tolist())
+
+
+def warn_misfit(
+    reconstruction: Reconstruction, held: np.ndarray, after: accept.Fit, misplaced: Sequence[int]
+) -> Reconstruction:
+    """The reconstruction with a warning if its `held` [S] poses do not fit the matches: all of them, or those
+    `misplaced` among others that do."""
+    if misplaced:
+        return with_warning(reconstruction, "known-poses", MISPLACED.format(len(misplaced), held.sum()), misplaced)
+    matches, inliers = (np.array(each)[held].sum() for each in (after.view_matches, after.view_inliers))
+    if not held.any() or inliers >= FITTING * matches:
+        return reconstruction
+    return with_warning(reconstruction, "known-poses", MISFIT.format(inliers / matches))
 
 
 def keep_predicted(reconstruction: Reconstruction, report: dict, reason: str, start: float) -> Reconstruction:
