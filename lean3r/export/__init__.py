@@ -199,6 +199,7 @@ def write_all(
         files = EXPORTERS.get(name)(reconstruction, directory, options or ExportOptions())
         return files, round(time.perf_counter() - start, 4)
 
+    began = time.perf_counter()
     chosen = parse_formats(formats)
     waits = {name: EXPORTERS[name].after in chosen for name in chosen}
     names = sorted(chosen, key=lambda name: (EXPORTERS[name].is_heavy or waits[name], waits[name]))
@@ -212,7 +213,8 @@ def write_all(
         for name, (format_files, _) in zip(names, written, strict=True)
         if isinstance(format_files, manifest.Written)
     }
-    return manifest.Written(files + manifest.write(reconstruction, directory, files, seconds, figures), figures)
+    took = time.perf_counter() - began
+    return manifest.Written(files + manifest.write(reconstruction, directory, files, seconds, took, figures), figures)
 
 
 def picture_uses(formats: Iterable[str]) -> set[PictureUse]:

@@ -45,9 +45,9 @@ def atomic_folder(out: str | Path, *, overwrite: bool = False, inputs: Iterable[
     try:
         target = Path(out).expanduser().resolve()
     except (OSError, RuntimeError) as error:
-        raise UsageError(f"{shown} cannot be a folder: {error}. Use another -o.") from error
+        raise UsageError(f"{shown} cannot be a folder: {error}. Use another folder (-o).") from error
     if os.path.lexists(target) and not target.is_dir():
-        raise UsageError(f"{shown} is a file; expected a folder. Use another -o.")
+        raise UsageError(f"{shown} is a file; expected a folder. Use another folder (-o).")
     try:
         with _workspace(target, shown) as work:
             check_target(target, shown=shown, overwrite=overwrite)
@@ -60,7 +60,7 @@ def atomic_folder(out: str | Path, *, overwrite: bool = False, inputs: Iterable[
             raise
         raise UsageError(
             f"the disk is full: {shown} was not written, and an older result is unchanged. "
-            "Free some space or choose another -o."
+            "Free some space or choose another folder (-o)."
         ) from error
 
 
@@ -78,12 +78,14 @@ def check_target(target: Path, *, shown: str, overwrite: bool) -> None:
     if not target.exists() or not _entries(target):
         return
     if not overwrite:
-        raise UsageError(f"{shown.rstrip('/')}/ exists and is not empty. Use --overwrite, or another -o.")
+        raise UsageError(
+            f"{shown.rstrip('/')}/ exists and is not empty. Use --overwrite (overwrite=True), or another folder (-o)."
+        )
     if result_files(target) is None:
         # --overwrite replaces results. It must never delete photographs because of a mistyped folder.
         raise UsageError(
             f"{shown.rstrip('/')}/ has no {MANIFEST} of lean3r, so it is not an earlier result and is not overwritten. "
-            "Empty it, or use another -o."
+            "Empty it, or use another folder (-o)."
         )
 
 
@@ -116,7 +118,9 @@ def check_inputs(target: Path, inputs: Iterable[str | Path]) -> None:
             with contextlib.suppress(OSError):
                 links = [entry.path for entry in os.scandir(path) if entry.is_symlink()]
             if any(Path(os.path.realpath(real)).is_relative_to(target) for real in (path, *links)):
-                raise UsageError(f"the input {given} is in {target}, which --overwrite would replace. Use another -o.")
+                raise UsageError(
+                    f"the input {given} is in {target}, which --overwrite would replace. Use another folder (-o)."
+                )
 
 
 @contextlib.contextmanager
@@ -153,7 +157,7 @@ def _claim_beside(target: Path, shown: str) -> tuple[Path, BinaryIO]:
             return work, _claim(work, "" if home == target else target.name, shown)
         except OSError as error:
             if error.errno not in _CLOSED or not homes:
-                message = f"cannot write beside {shown}: {error.strerror or error}. Choose another -o."
+                message = f"cannot write beside {shown}: {error.strerror or error}. Choose another folder (-o)."
                 raise UsageError(message) from error
 
 
@@ -172,7 +176,7 @@ def _claim(work: Path, name: str, shown: str) -> BinaryIO:
         time.sleep(0.05)  # another run may hold the lock briefly, to check for leftovers
     owner = (work / LOCK).read_text(errors="replace").partition("\n")[0]
     raise UsageError(
-        f"another run (process {owner}) is writing to {shown}. Wait until it has ended, or use another -o."
+        f"another run (process {owner}) is writing to {shown}. Wait until it has ended, or use another folder (-o)."
     )
 
 

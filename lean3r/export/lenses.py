@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from lean3r.errors import UsageError
-from lean3r.export.names import unique_names
+from lean3r.export.names import safe_stems, unique_names
 from lean3r.export.options import ExportOptions
 from lean3r.geometry.lens import colmap_camera
 from lean3r.types import Lens, Reconstruction, Source
@@ -73,9 +73,13 @@ def camera_table(reconstruction: Reconstruction, options: ExportOptions) -> Came
 
 
 def written_names(names: Iterable[str], *, undistorted: bool) -> list[str]:
-    """The names of the pictures in images/; undistorted ones are of kinds that every program opens."""
-    names = unique_names(names)
-    return unique_names(map(_openable, names)) if undistorted else names
+    """The names of the pictures in images/. Undistorted ones are of kinds that every program opens, differ in more
+    than their folder and their kind, and have a single dot: trainers look for them by the last part of a name, convert
+    them to PNG, and pair both by their order."""
+    if not undistorted:
+        return unique_names(names)
+    names = list(names)
+    return [stem + _kept_suffix(name) for stem, name in zip(safe_stems(map(_flat, names)), names, strict=True)]
 
 
 def check(options: ExportOptions, sources: Sequence[Source], lenses: Sequence[Lens | None]) -> None:
@@ -127,6 +131,10 @@ def _number_cameras(names: list[str], views: list[Camera], share: bool) -> Camer
     return CameraTable(tuple(names), tuple(table), tuple(table.index(camera) for camera in views))
 
 
-def _openable(name: str) -> str:
-    path = PurePosixPath(name)
-    return name if path.suffix.lower() in KEPT_SUFFIXES else str(path.with_name(f"{path.stem or 'view'}.png"))
+def _flat(name: str) -> str:
+    return PurePosixPath(name.replace("/", "_")).stem.replace(".", "_")
+
+
+def _kept_suffix(name: str) -> str:
+    suffix = PurePosixPath(name).suffix
+    return suffix if suffix.lower() in KEPT_SUFFIXES else ".png"

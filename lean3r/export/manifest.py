@@ -34,12 +34,14 @@ def write(
     directory: Path,
     files: Sequence[Path],
     seconds: Mapping[str, float],
+    took: float,
     figures: Mapping[str, Mapping[str, object]] | None = None,
 ) -> list[Path]:
     """Write config.toml (from `info["config"]`, if present) and manifest.json.
 
-    `seconds` is the time of each exporter; `figures` are those of the exporters that have any, by format. `info` of
-    the reconstruction is merged into the top level, except "config", which goes to config.toml.
+    `seconds` is the time of each exporter, some of which ran side by side, and `took` that of all together; `figures`
+    are those of the exporters that have any, by format. `info` of the reconstruction is merged into the top level,
+    except "config", which goes to config.toml.
     """
     written = []
     info = dict(reconstruction.info)
@@ -60,7 +62,7 @@ def write(
                 "warnings": [],
                 **info,
                 **(figures or {}),
-                "seconds": {**stages, "export": round(sum(seconds.values()), 4)},
+                "seconds": {**stages, "export": round(took, 4)},
                 "seconds_by_format": dict(seconds),
                 "scale": reconstruction.scale,
                 "conventions": CONVENTIONS,

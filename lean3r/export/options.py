@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import logging
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lean3r.errors import UsageError
@@ -60,8 +63,8 @@ class ExportOptions:
     shared_camera: bool = option(False, "COLMAP, nerfstudio: write one camera for all pictures (of one size).")
     images: Images = option(
         "auto",
-        "Write the used pictures to images/; auto: if they come from videos or archives, if EXIF turns any of them, "
-        "or for nerfstudio.",
+        "Write the used pictures to images/; auto: if they come from videos, archives or several folders, if EXIF "
+        "turns any of them, or for nerfstudio.",
     )
     undistort: bool = option(False, "COLMAP, nerfstudio: write pinhole cameras, and undistorted pictures to images/.")
     image_factors: tuple[int, ...] = option(
@@ -180,7 +183,18 @@ class ExportOptions:
     ) -> ExportOptions:
         # COLMAP and trainers ignore the orientation in EXIF: they would read other sizes than the cameras have.
         are_turned = any(source.orientation != 1 for source in sources)
-        wanted = self.undistort or "needed" in uses or are_turned or not pictures.are_loose_files
-        if self.copies_frames(uses) and (wanted or self.images == "always"):
+        wanted = self.images == "always" or self.undistort or "needed" in uses or are_turned
+        if self.copies_frames(uses) and (
+            wanted or not pictures.are_loose_files or not _in_one_folder(pictures.places, [s.name for s in sources])
+        ):
             return replace(self, pictures=pictures)
         return self
+
+
+def _in_one_folder(places: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether there is a folder in which other programs find all pictures of some paths under their names: those from
+    several folders have a folder in their names only where the same name occurs twice."""
+    found = (each for place in places for each in [place, *glob.glob(place, recursive=True)] if os.path.exists(each))
+    first = next(map(Path, found), None)
+    homes = [first / "images", first, *first.parents] if first else []
+    return any(all(os.path.isfile(home / name) for name in names) for home in homes)

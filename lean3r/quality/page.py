@@ -103,9 +103,9 @@ def _tiles(facts: Facts, agreement: Agreement | None) -> list[tuple[str, str, st
     error = as_map(as_map(about.get("refinement")).get("error_px"))
     before, after = (as_number(error.get(key)) for key in ("before", "after"))
     sure = _confirmed(facts)
-    seconds = [value for value in map(as_number, as_map(about.get("seconds")).values()) if value is not None]
+    costs = dict(_costs(about))
     memory, gpu = (as_number(about.get(key)) for key in ("peak_memory_mb", "peak_gpu_memory_mb"))
-    differs = None if agreement is None else agreement.difference[np.isfinite(agreement.difference)]
+    differs = _disagreement(facts, agreement)
     rms = as_number(as_map(about.get("gps")).get("rms_m"))
     tiles = [
         ("Views", f"{len(facts.views):,}", f"{len(facts.skipped):,} skipped"),
@@ -113,17 +113,28 @@ def _tiles(facts: Facts, agreement: Agreement | None) -> list[tuple[str, str, st
     ]
     if after is not None and as_map(about.get("refinement")).get("status") != "kept":
         tiles.append(("Reprojection error", f"{after:.2f} px", f"{_number(before, '.2f')} px before refinement"))
-    if differs is not None and len(differs):
-        tiles.append(("Depth disagreement", f"{np.median(differs):.1%}".replace("%", " %"), "median between views"))
+    if differs is not None:
+        tiles.append(("Depth disagreement", f"{differs:.1%}".replace("%", " %"), "median between views"))
     if facts.points is not None:
         tiles.append(("Points", f"{facts.points:,}", f"scale: {facts.scale}"))
     if rms is not None:
         tiles.append(("GPS residual", f"{rms:.2f} m", "root mean square"))
-    if seconds:
-        tiles.append(("Time", f"{sum(seconds):,.1f} s", as_text(about.get("device"))))
+    if costs:
+        parts = [as_text(about.get("device")), "" if "export" in costs else "without writing the files"]
+        tiles.append(("Time", f"{sum(costs.values()):,.1f} s", ", ".join(filter(None, parts))))
     if memory is not None:
         tiles.append(("Peak memory", f"{memory:,.0f} MB", "" if gpu is None else f"{gpu:,.0f} MB on the GPU"))
     return tiles
+
+
+def _disagreement(facts: Facts, agreement: Agreement | None) -> float | None:
+    """The median relative difference between views: that of the summary if stereo measured depth, because the final
+    depth of a view has taken that of the others into account."""
+    stereo = as_map(facts.about.get("stereo"))
+    if stereo.get("status") == "measured":
+        return as_number(as_map(stereo.get("disagreement")).get("after"))
+    differs = np.zeros(0) if agreement is None else agreement.difference[np.isfinite(agreement.difference)]
+    return float(np.median(differs)) if len(differs) else None
 
 
 def _warnings(about: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -71,6 +71,8 @@ class FolderAlbum:
     ) -> None:
         self._folder, self._sources, self.maps = folder, [camera.source for camera in cameras], maps
         self._lenses = [camera.lens for camera in cameras]
+        certain = [view for view, camera in enumerate(cameras) if camera.registration != "uncertain"]
+        self._certain = certain or list(range(len(cameras)))  # as Reconstruction.of_certain
         self._manifest, self._stored = manifest, stored
 
     @property
@@ -83,11 +85,14 @@ class FolderAlbum:
     @cached_property
     def _own(self) -> dict[int, Still]:
         """The picture files of images/ by view."""
-        names = (source.name for source in self._sources)
-        written = lenses.written_names(names, undistorted=self._config.get("undistort") is True)
-        paths = [self._folder / IMAGES / name for name in written]
-        is_there = [not self._stored and is_file(path, self._folder / IMAGES) for path in paths]
-        return {view: Still(p.name, partial(p.open, "rb")) for view, p in enumerate(paths) if is_there[view]}
+        if self._stored:
+            return {}
+        undistorted = self._config.get("undistort") is True
+        views = self._certain if undistorted else range(len(self._sources))
+        written = lenses.written_names((self._sources[view].name for view in views), undistorted=undistorted)
+        paths = {view: self._folder / IMAGES / name for view, name in zip(views, written, strict=True)}
+        there = {view: path for view, path in paths.items() if is_file(path, self._folder / IMAGES)}
+        return {view: Still(path.name, partial(path.open, "rb")) for view, path in there.items()}
 
     @cached_property
     def _stills(self) -> dict[int, Still]:

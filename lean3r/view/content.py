@@ -15,6 +15,7 @@ from lean3r.geometry.lens import LENSES, Optics
 from lean3r.types import Lens, Reconstruction, Source
 
 REGISTRATIONS = ("refined", "fallback", "given", "predicted", "uncertain")
+NAMED = 3  # inputs in a title
 BENT = 8  # cells along each side of the grid that shows how a lens bends a picture
 
 
@@ -104,7 +105,7 @@ class Content:
 
 
 def of_scene(scene: Reconstruction, title: str | None = None) -> Content:
-    """A scene as it is in memory, with the pictures that it holds; the usual title is the name of its input."""
+    """A scene as it is in memory, with the pictures that it holds; the usual title are the names of its inputs."""
     registration = scene.registration or ("predicted",) * len(scene.sources)
     cameras = tuple(
         make_camera(source, pose, k, state, lens)
@@ -118,15 +119,17 @@ def of_scene(scene: Reconstruction, title: str | None = None) -> Content:
     warnings = [warning_text(warning) for warning in scene.info.get("warnings", ())]
     facts = [("views", f"{len(cameras):,}"), ("points", f"{len(points):,}"), ("scale", scale_text(scene.scale))]
     facts += facts_of(scene.info)
+    title = title or title_of(scene) or "reconstruction"
     return Content(
-        title or _title_of(scene), cameras, points, SceneAlbum(scene), scene.scale, None, tuple(facts), tuple(warnings),
+        title, cameras, points, SceneAlbum(scene), scene.scale, None, tuple(facts), tuple(warnings),
         recorded_up(scene.info),
     )  # fmt: skip
 
 
-def _title_of(scene: Reconstruction) -> str:
-    inputs = scene.info.get("config", {}).get("inputs") or [""]
-    return input_name(str(inputs[0]))
+def title_of(scene: Reconstruction) -> str:
+    """The names of the inputs of a scene, at most NAMED of them; empty if they are not recorded."""
+    names = [input_name(str(each)) for each in scene.info.get("config", {}).get("inputs") or []]
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED:,} more" if len(names) > NAMED else "")
 
 
 def input_name(source: str) -> str:

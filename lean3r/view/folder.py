@@ -29,6 +29,7 @@ from lean3r.view.content import (
     scale_text,
     warning_text,
 )
+from lean3r.view.others import TRANSFORMS, cameras_in, points_in
 
 CAMERAS, PREDICTIONS, POINTS, MESH, STREAM = "cameras.json", "predictions.npz", "points.ply", "mesh.ply", "stream.json"
 WATCHED = (MANIFEST, CAMERAS, POINTS)
@@ -51,8 +52,8 @@ def read_content(folder: str | Path, stored: Sequence[str | Path] = ()) -> Conte
     points = _points(folder, len(cameras), notes)
     if not len(cameras) and not len(points):
         raise InputError(
-            f"{shown} has neither cameras nor points that can be read ({CAMERAS}, {PREDICTIONS}, {POINTS}); expected "
-            "a result of lean3r, made with --format cameras, npz or ply among others."
+            f"{shown} has neither cameras nor points that can be read ({CAMERAS}, {PREDICTIONS}, {POINTS}, a COLMAP "
+            f"model, {TRANSFORMS}); expected a result of lean3r."
         )
     album = FolderAlbum(folder, cameras, Maps.of(arrays, len(cameras)), manifest, stored)
     if len(points) and album.maps is not None and (points.view < 0).all():
@@ -109,8 +110,6 @@ def _manifest(folder: Path, notes: list[str]) -> Mapping[str, Any]:
     gone = sorted(name for name in names if not is_file(folder / name))
     if gone:
         notes.append(f"Missing files: {_few(gone)}.")
-    if names and not {CAMERAS, PREDICTIONS} & set(names):
-        notes.append(f"Cameras are in neither {CAMERAS} nor {PREDICTIONS}: add cameras to --format.")
     return manifest
 
 
@@ -131,10 +130,12 @@ def _arrays(folder: Path, notes: list[str]) -> Mapping[str, np.ndarray]:
 def _cameras(
     folder: Path, arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any], notes: list[str]
 ) -> tuple[Camera, ...]:
-    """From cameras.json, with what predictions.npz knows of the network's pictures."""
+    """From cameras.json, with what predictions.npz knows of the network's pictures; else from files for others."""
     try:
         path = folder / CAMERAS
-        rows = _from_json(path) if path.is_file() else _from_arrays(arrays)
+        rows = _from_json(path) if path.is_file() else _from_arrays(arrays) or cameras_in(folder, manifest)
+        if not rows and manifest.get("files"):
+            notes.append(f"Cameras are in neither {CAMERAS} nor {PREDICTIONS}: add cameras to --format.")
         mapped = arrays.get("original_from_network")
         cameras = []
         for view, row in enumerate(rows):
@@ -145,7 +146,7 @@ def _cameras(
             network = np.array([[1 / sx, 0, -ox / sx], [0, 1 / sy, -oy / sy], [0, 0, 1]]) @ row["k"]
             cameras.append(make_camera(source, row["pose"], network, row["registration"], row["lens"]))
         return tuple(cameras)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
+    except (InputError, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         notes.append(f"The cameras cannot be read ({error}).")
         return ()
 
@@ -199,10 +200,12 @@ def _matrix(values: Any, side: int) -> np.ndarray:
 
 
 def _points(folder: Path, views: int, notes: list[str]) -> Points:
-    if not (folder / POINTS).is_file():
-        notes.append(f"{POINTS} is missing: there is no cloud.")
-        return Points.none()
     try:
+        if not (folder / POINTS).is_file():
+            found = points_in(folder)
+            instead = "there is no cloud" if found is None else "the points are those of the COLMAP model"
+            notes.append(f"{POINTS} is missing: {instead}.")
+            return found or Points.none()
         ply = read_ply(folder / POINTS)
     except InputError as error:
         notes.append(f"There is no cloud: {error}")

@@ -12,7 +12,7 @@ from types import TracebackType
 from lean3r.geometry.fusion import with_cloud
 from lean3r.types import Reconstruction
 from lean3r.view.browser import open_page
-from lean3r.view.content import input_name, of_scene
+from lean3r.view.content import input_name, of_scene, title_of
 from lean3r.view.folder import surface_in
 from lean3r.view.packing import Package
 from lean3r.view.server import Server, Shown
@@ -21,7 +21,7 @@ FIRST_POINTS = 300_000  # before the end: quickly made, and good enough to see
 
 
 class Live:
-    """Serves the scene of a run that goes on; a context that ends with it. `source` names the scene on the page.
+    """Serves the scene of a run that goes on; a context that ends with it. `source` names a scene that names no inputs.
 
     Scenes are prepared in a thread of their own, so that the run need not wait; of several in a row the last counts.
     """
@@ -79,7 +79,7 @@ class Live:
                 most = min(scene.point_options.max_points, FIRST_POINTS)
                 scene = with_cloud(replace(scene, point_options=replace(scene.point_options, max_points=most)))
             surface = None if folder is None else surface_in(folder, [])
-            content = replace(of_scene(scene, self.title), is_done=is_done, surface=surface)
+            content = replace(of_scene(scene, title_of(scene) or self.title), is_done=is_done, surface=surface)
             self.shown.put([Package(content)], is_done=is_done)
             if is_done:
                 self.shown.stage = ""

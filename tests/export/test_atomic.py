@@ -69,7 +69,7 @@ def test_new_empty_and_nested_folders(tmp_path):
 def test_an_existing_result_is_refused_before_any_work(tmp_path):
     out = tmp_path / "out"
     fill(out, "old")
-    refusal = r"out/ exists and is not empty\. Use --overwrite, or another -o\."
+    refusal = r"out/ exists and is not empty\. Use --overwrite \(overwrite=True\), or another folder \(-o\)\."
     with pytest.raises(UsageError, match=refusal), atomic_folder(out):
         pytest.fail("the block must not run")
     out.chmod(0o750)
@@ -355,7 +355,7 @@ def test_a_symbolic_link_stays_a_link(tmp_path):
     assert (tmp_path / "link").is_symlink()
     holds(tmp_path / "real", "new")
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(UsageError, match=r"loop .*Use another -o"):
+    with pytest.raises(UsageError, match=r"loop .*Use another folder"):
         fill(tmp_path / "loop", "new")
 
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pycolmap
 import pytest
+import torch
 import trimesh
 from PIL import Image
 
@@ -96,6 +97,14 @@ def test_colmap_shared_camera(tmp_path):
     np.testing.assert_allclose(model.camera(1).calibration_matrix(), np.median(scene.original_intrinsics, axis=0))
     with pytest.raises(UsageError, match="one size"):
         colmap(make_scene(4, height=96, width=96, originals=MIXED), tmp_path / "mixed", shared_camera=True)
+
+
+def test_seconds_of_formats_side_by_side_are_not_added_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(EXPORTERS, "get", lambda name: lambda *_: time.sleep(0.2) or [])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    out = export(make_scene(1), tmp_path / "out", "npz,ply,glb,cameras")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["seconds"]["export"] < 0.7 < sum(manifest["seconds_by_format"].values())
 
 
 def test_colmap_images_of_one_name_stay_apart(tmp_path):

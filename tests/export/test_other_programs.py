@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 from export.scene import BOX, ROOM, cast, make_scene
 from lean3r.errors import UsageError
 from lean3r.export import EXPORTERS, ExportOptions, export
-from lean3r.export.lenses import Camera, undistort_camera
+from lean3r.export.lenses import Camera, undistort_camera, written_names
 from lean3r.export.tracks import sightings
 from lean3r.geometry.fusion import fuse
 from lean3r.geometry.lens import Optics, colmap_camera
@@ -170,9 +170,9 @@ def test_undistorted_pictures_are_those_of_their_pinhole_cameras(tmp_path, model
     found = pycolmap.Reconstruction(out / "sparse" / "0")
     camera = next(iter(found.cameras.values()))
     assert camera.model.name == "PINHOLE" and found.compute_mean_reprojection_error() < 1e-5
-    assert sorted(p.name for p in (out / "images").iterdir()) == sorted(scene.names)
+    assert sorted(p.name for p in (out / "images").iterdir()) == ["a.png", "b.jpg", "c_heic.jpg"]
     old = colmap_camera(scene.lenses[0], *SIZE)
-    for name in scene.names:
+    for name in ("a.png", "b.jpg", "c_heic.jpg"):
         with Image.open(out / "images" / name) as picture:
             assert picture.info["icc_profile"] == PROFILE
             pixels = np.asarray(picture.convert("RGB")).astype(float)
@@ -206,7 +206,7 @@ def test_smaller_pictures_lie_beside_undistorted_ones(tmp_path, monkeypatch, pin
     assert sorted(p.name for p in out.iterdir() if p.is_dir()) == ["images", "images_2", "images_8", "sparse"]
     camera = next(iter(pycolmap.Reconstruction(out / "sparse" / "0").cameras.values()))
     for factor in (2, 8):
-        for name in names:
+        for name in ("sub_b.jpg", "a.png", "c.JPG"):  # nerfstudio drops folders from the names of smaller pictures
             with Image.open(out / "images" / name) as full, Image.open(out / f"images_{factor}" / name) as small:
                 assert small.format == full.format and full.size == (camera.width, camera.height)
                 assert small.size == (camera.width // factor, camera.height // factor)
@@ -216,6 +216,18 @@ def test_smaller_pictures_lie_beside_undistorted_ones(tmp_path, monkeypatch, pin
             assert np.abs(mine - blocks).mean() < (0.6 if name.endswith("png") else 2)
     export(scene, tmp_path / "none", "colmap", options=replace(options, image_factors=()))
     assert sorted(p.name for p in (tmp_path / "none").iterdir() if p.is_dir()) == ["images", "sparse"]
+
+
+def test_undistorted_pictures_stay_apart_in_one_folder_and_as_png():
+    """Trainers look for them by the last part of their names, convert them to PNG, and pair both by their order."""
+    names = ["left/a.jpg", "right/a.jpg", "left_a.jpg", "b.jpg", "b.PNG", "B.heic", "clip 1/ü.tif", "b.new.JPG"]
+    assert written_names(names, undistorted=False) == names
+    flat = written_names(names, undistorted=True)
+    assert flat == [
+        "left_a.jpg", "right_a.jpg", "left_a_2.jpg", "b.jpg", "b_2.PNG", "B_3.png", "clip 1_ü.png", "b_new.JPG"
+    ]  # fmt: skip
+    as_png = {name: f"{Path(name).stem}.png" for name in flat}
+    assert [as_png[name] for name in sorted(flat)] == sorted(as_png.values())
 
 
 @pytest.mark.parametrize("factors", [(1,), (2, 2), (0,)])
@@ -304,6 +316,29 @@ def test_pictures_that_are_asked_for_must_be_passed(tmp_path, formats, asked, sa
     with pytest.raises(UsageError, match=said):
         export(refined(), tmp_path / "out", formats, options=ExportOptions(**asked))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "names", "copied"),
+    [
+        (["left"], ["a.jpg", "b.jpg"], False),
+        (["left/a.jpg", "left/b.jpg"], ["a.jpg", "b.jpg"], False),
+        (["le*/*.jpg"], ["a.jpg", "b.jpg"], False),
+        (["scene"], ["c.jpg"], False),  # in its images/
+        (["left/a.jpg", "right/a.jpg"], ["left/a.jpg", "right/a.jpg"], False),
+        (["left", "right"], ["left/a.jpg", "b.jpg", "right/a.jpg"], True),
+        (["left/b.jpg", "scene"], ["b.jpg", "c.jpg"], True),
+    ],
+)
+def test_pictures_that_no_single_folder_holds_under_their_names_are_written(tmp_path, inputs, names, copied):
+    """COLMAP and trainers look for all of them below one folder."""
+    for name in ("left/a.jpg", "left/b.jpg", "right/a.jpg", "scene/images/c.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6)).save(tmp_path / name)
+    pictures = Pictures([tmp_path / name for name in inputs])
+    assert list(pictures.names) == names
+    sources = make_scene(len(names), originals=[(8, 6)] * len(names), names=names).sources
+    assert (ExportOptions().with_pictures(pictures, {"beside"}, sources).pictures is pictures) == copied
 
 
 def test_transforms_without_their_pictures_come_with_a_warning(tmp_path, caplog):

@@ -115,6 +115,19 @@ def test_everything_that_is_known_is_on_the_page_warnings_first() -> None:
     assert "812 MB" in reader.text and "holiday" in reader.text
 
 
+def test_its_figures_are_those_of_the_summary_and_say_what_they_leave_out(tmp_path: Path) -> None:
+    scene = rich_scene()
+    overview = check(report_of(scene)).section("Overview")
+    assert "2.0 s" in overview and "without writing the files" in overview and "3.7 %" not in overview
+    stereo = {"status": "measured", "views": 5, "disagreement": {"before": 0.2, "after": 0.037}}
+    measured = replace(scene, info=scene.info | {"stereo": stereo})
+    assert "3.7 %" in check(report_of(measured)).section("Overview")
+    kept = replace(scene, info=scene.info | {"stereo": stereo | {"status": "kept", "reason": "no better agreement"}})
+    assert "3.7 %" not in check(report_of(kept)).section("Overview")
+    written = check(report_of(export(scene, tmp_path / "out", "cameras,npz"))).section("Overview")
+    assert "cpu <&>" in written and "without writing" not in written
+
+
 def test_names_are_shown_as_text() -> None:
     page = report_of(rich_scene(HOSTILE))
     reader = check(page)

@@ -128,6 +128,30 @@ def test_cameras_in_formats_that_are_not_read_are_told(copy: Path) -> None:
     assert "Cameras are in neither cameras.json nor predictions.npz: add cameras to --format." in notes
 
 
+@pytest.mark.parametrize("formats", ["colmap", "nerfstudio", "colmap,nerfstudio"])
+@pytest.mark.parametrize("undistort", [False, True])
+def test_files_for_other_programs_are_shown(tmp_path: Path, formats: str, undistort: bool) -> None:
+    scene = small_scene(4, names=["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"])
+    for name, image in zip(scene.names, scene.images, strict=True):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "photos" / name)
+    scene = replace(scene, lenses=(Lens("RADIAL", (300.0, 48.0, 36.0, -0.2, 0.02)),) * 4)
+    options = ExportOptions(undistort=undistort, pictures=Pictures([tmp_path / "photos" / n for n in scene.names]))
+    content = read_content(export(scene, tmp_path / "out", formats, options=options))
+    assert [camera.registration for camera in content.cameras] == ["refined", "fallback", "predicted"]  # the certain
+    for camera, pose in zip(content.cameras, scene.cam_from_world[:3], strict=True):
+        np.testing.assert_allclose(camera.pose, pose, atol=1e-9)
+    assert len(content.points) > 100 and content.album.photo(2, 50) is not None
+    assert len(shown(content)["cameras"]) == 3 and not any("add cameras" in note for note in content.notes)
+
+
+def test_a_damaged_model_is_told(tmp_path: Path) -> None:
+    out = export(small_scene(), tmp_path / "out", "colmap,ply")
+    (out / "sparse" / "0" / "images.bin").write_bytes(b"damaged")
+    content = read_content(out)
+    assert len(content.points) and any("holds no readable COLMAP model" in note for note in content.notes)
+
+
 def test_nothing_to_show(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         read_content(tmp_path / "none")
@@ -213,6 +237,32 @@ def test_undistorted_pictures_are_shown_as_their_lens_saw_them(tmp_path: Path, k
     assert photo is not None and photo.size == (240, 180)
     away = np.abs(np.asarray(photo).astype(int) - np.asarray(Image.fromarray(ramp).resize((240, 180))))
     assert away[20:-20, 20:-20].max() < 6
+
+
+@pytest.mark.parametrize(
+    ("inputs", "title"),
+    [
+        ([], "reconstruction"),
+        (["/holiday/left"], "holiday/left"),
+        (["/a/left", "/a/right"], "a/left, a/right"),
+        ([f"/a/{number}.jpg" for number in range(9)], "a/0.jpg, a/1.jpg, a/2.jpg and 6 more"),
+    ],
+)
+def test_a_scene_is_named_after_all_its_inputs(inputs: list[str], title: str) -> None:
+    scene = make_scene(1)
+    assert of_scene(replace(scene, info={"config": {"inputs": inputs}})).title == title
+
+
+def test_an_undistorted_picture_is_not_that_of_an_uncertain_view_of_a_like_name(tmp_path: Path) -> None:
+    scene = replace(small_scene(2, names=["a/1.jpg", "a_1.jpg"]), registration=("uncertain", "refined"))
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    for name, grey in zip(scene.names, (20, 200), strict=True):
+        Image.new("RGB", (96, 72), (grey,) * 3).save(tmp_path / "photos" / name)
+    pictures = Pictures([tmp_path / "photos" / "a_1.jpg"])
+    options = ExportOptions(undistort=True, pictures=pictures)
+    album = read_content(export(scene, tmp_path / "out", FORMATS + ",colmap", options=options)).album
+    photo = album.photo(1, 50)
+    assert album.photo(0, 50) is None and photo is not None and photo.getpixel((9, 9))[0] > 190
 
 
 def test_names_lead_nowhere_else(copy: Path) -> None:
