@@ -31,11 +31,14 @@ if [ $device = cpu ]; then
     parts=${parts/sanitizer/} # its rows are those of smoke
 fi
 
-# Rows of a dry run would pass for those of a GPU, and its parts for done.
-found=$(grep -o '"device": "[^"]*"' "$out/rows.jsonl" 2>/dev/null | sort -u)
-if [ $device = cpu ]; then foreign=$(grep -v '"cpu"' <<<"$found"); else foreign=$(grep '"cpu"' <<<"$found"); fi
+# Rows of a dry run or of another card would pass for those of this one, and their parts for done.
+name=cpu
+if [ $device = cuda ]; then
+    name=$(python3 -c 'import torch; print(torch.cuda.get_device_name())') || { echo "torch finds no GPU" >&2; exit 2; }
+fi
+foreign=$(grep -o '"device": "[^"]*"' "$out/rows.jsonl" 2>/dev/null | sort -u | grep -vxF "\"device\": \"$name\"")
 if [ -n "$foreign" ]; then
-    echo "$out has rows of $foreign: a dry run and one on a GPU need folders of their own" >&2
+    echo "$out has rows of $foreign, this is $name: each device needs a folder of its own" >&2
     exit 2
 fi
 

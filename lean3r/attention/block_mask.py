@@ -10,7 +10,7 @@ from torch import Tensor
 from lean3r.attention.base import Mechanism, Projected, record
 from lean3r.attention.blocks import attend_chosen, block_scores, count_blocks, pad_mask, pad_to_blocks, pool_blocks
 from lean3r.attention.dense import softmax_attention
-from lean3r.attention.settings import check_count, check_share, format_settings
+from lean3r.attention.settings import check_block, check_count, check_share, format_settings
 from lean3r.attention.tokens import marks_of, rows_of, table, view_count, without_padding
 from lean3r.errors import UsageError
 from lean3r.ops.block_sparse import KeyValues, check_kv, unsupported
@@ -102,8 +102,8 @@ class BlockSparse(Mechanism):
         self.sparsity = None if sparsity is None else check_share("sparsity", sparsity)
         self.threshold = None if threshold is None else check_share("threshold", threshold)
         self.pool: Pool = pool
-        self.query_block = check_count("query_block", query_block)
-        self.key_block = check_count("key_block", key_block)
+        self.query_block = check_block("query_block", query_block)
+        self.key_block = check_block("key_block", key_block)
         self.window = None if window is None else check_count("window", window)
         self.kv: KeyValues = check_kv(kv)
         self.implementation: Implementation = check_implementation(implementation)

@@ -10,6 +10,7 @@ from lean3r.errors import UsageError
 from lean3r.ops.dispatch import describe
 
 MOST = 2**31 - 1  # of whole numbers: products of two fit into a tensor's
+MOST_OF_A_BLOCK = 4096  # tokens: the last block is filled up, so a huge one would take huge memory for few tokens
 
 
 def format_settings(module: nn.Module, *names: str) -> str:
@@ -38,13 +39,18 @@ def check_flag(name: str, value: bool) -> bool:
     return value
 
 
-def check_count(name: str, value: int, least: int = 1) -> int:
-    """Return `value` if it is a whole number of at least `least` and at most MOST; raise UsageError otherwise."""
+def check_count(name: str, value: int, least: int = 1, most: int = MOST) -> int:
+    """Return `value` if it is a whole number of at least `least` and at most `most`; raise UsageError otherwise."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UsageError(f"{name} is {value!r}; expected a whole number, {least} or more")
-    if value > MOST:
-        raise UsageError(f"{name} is {value!r}; expected a whole number of at most {MOST:,}")
+    if value > most:
+        raise UsageError(f"{name} is {value!r}; expected a whole number of at most {most:,}")
     return value
+
+
+def check_block(name: str, value: int) -> int:
+    """Return `value` if it can be the number of tokens of a block; raise UsageError otherwise."""
+    return check_count(name, value, most=MOST_OF_A_BLOCK)
 
 
 def check_deviation(name: str, value: float) -> float:

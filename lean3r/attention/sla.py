@@ -23,7 +23,7 @@ from lean3r.attention.blocks import (
 )
 from lean3r.attention.dense import softmax_attention
 from lean3r.attention.pieces import in_pieces, pieces
-from lean3r.attention.settings import check_count, check_deviation, check_share, format_settings
+from lean3r.attention.settings import check_block, check_count, check_deviation, check_share, format_settings
 from lean3r.attention.tokens import without_padding
 from lean3r.errors import UsageError
 from lean3r.ops.block_sparse import KeyValues, check_kv, unsupported
@@ -132,7 +132,7 @@ class SLA(Mechanism):
             raise UsageError(f"mode is {mode!r} and filling {filling!r}; expected one of {modes} and one of {fillings}")
         self.mode: Mode = mode
         self.keep = check_share("keep", keep, positive=True)
-        self.block = check_count("block", block)
+        self.block = check_block("block", block)
         self.critical = check_share("critical", critical)
         self.negligible = check_share("negligible", negligible)
         self.filling: Filling = filling
@@ -289,8 +289,8 @@ class ThuSLA(Mechanism):
         if feature not in get_args(Feature):
             raise UsageError(f"feature is {feature!r}; expected one of {', '.join(get_args(Feature))}")
         self.keep = check_share("keep", keep, positive=True)
-        self.query_block = check_count("query_block", query_block)
-        self.key_block = check_count("key_block", key_block)
+        self.query_block = check_block("query_block", query_block)
+        self.key_block = check_block("key_block", key_block)
         self.feature: Feature = feature
         self.window = None if window is None else check_count("window", window)
         self.kv: KeyValues = check_kv(kv)

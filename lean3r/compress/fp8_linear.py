@@ -135,6 +135,31 @@ class Coded(nn.Module):
         self.weight = self.weight.to(kind)
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles wrap the codes."""
+        return vars(self) | {"_buffers": self._buffers | {"weight": _Codes(self.weight)}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        vars(self)["_buffers"]["weight"] = state["_buffers"]["weight"].codes
+
+
+class _Codes:
+    """Codes that travel through a pickle as bytes: torch writes FP8 into plain ones but cannot read it back."""
+
+    def __init__(self, codes: Tensor):
+        self.codes = codes
+
+    def __deepcopy__(self, memory: dict[int, Any]) -> _Codes:
+        return _Codes(copy.deepcopy(self.codes, memory))
+
+    def __reduce__(self) -> tuple[Callable[..., _Codes], tuple[Tensor, torch.dtype]]:
+        return _of_bytes, (self.codes.view(torch.uint8), self.codes.dtype)
+
+
+def _of_bytes(codes: Tensor, kind: torch.dtype) -> _Codes:
+    return _Codes(codes.view(kind))
+
 
 @torch.no_grad()
 def _pack(source: Rounded, name: str) -> Packed:
@@ -158,7 +183,7 @@ class QuantLinear(Coded, TakesRows, nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and files are without the operand: it would be a second weight."""
-        return vars(self) | {"_laid_out": None}
+        return super().__getstate__() | {"_laid_out": None}
 
     def takes_rows(self, x: Tensor) -> bool:
         """See TakesRows. Not while gradients are recorded."""

@@ -107,8 +107,17 @@ class Backbone(nn.Module):
         """
         if not isinstance(views, Views):
             raise UsageError(f"got {type(views).__name__}, expected lean3r.Views(images).")
+        self._check_type(views.images)
         views, options, back = self.prepared(views, reference)
         return in_order(self.decode(self._encode(views, **options)), back)
+
+    def _check_type(self, images: Tensor) -> None:
+        kind = next((p.dtype for p in self.parameters()), images.dtype)  # of what reads pixels, in every backbone
+        if kind != images.dtype and images.is_floating_point() and not torch.is_autocast_enabled(images.device.type):
+            raise UsageError(
+                f"got pictures in {images.dtype}, expected {kind}, as the network. Keep both in float32, in which "
+                'geometry is computed; lean3r.load(..., dtype="bfloat16") halves what half precision may halve.'
+            )
 
     def prepared(self, views: Views, reference: int | None) -> tuple[Views, dict[str, str], list[int] | None]:
         """What `forward` encodes: views without values on padding, the reference view first; the options of `encode`;
@@ -300,8 +309,8 @@ def grey_padding(views: Views) -> Views:
 
 
 def is_recorded(images: Tensor) -> bool:
-    """Whether a graph is being recorded, a CUDA graph or an exported one, in which no value can be looked at."""
-    return is_traced() or (images.is_cuda and torch.cuda.is_current_stream_capturing())
+    """Whether a graph is being recorded, for CUDA, a compiler or an export, in which no value can be looked at."""
+    return torch.compiler.is_compiling() or (images.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def check_views(views: Views, patch: int) -> None:

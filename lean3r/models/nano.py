@@ -162,7 +162,7 @@ class Nano(Backbone):
                     matches, frame.grid, points, focals, estimate.world_from_cam, cam_from_world
                 )
                 told = self.told_cameras(x[:, :, :special], index, cameras, peers)
-                x = torch.cat([told, x[:, :, special:] + update], dim=2)
+                x = torch.cat([told, x[:, :, special:] + update.to(x.dtype)], dim=2)
         return Iterations(estimates, matches, x, layout, frame)
 
     def _matched(

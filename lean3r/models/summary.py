@@ -74,8 +74,9 @@ def summarise(model: nn.Module, views: int, height: int, width: int, dtype: torc
         meter = _Meter(model_tensors=[*ghost.parameters(), *ghost.buffers()])
         hooks = [hook for name in parts for hook in meter.watch(ghost.get_submodule(name), parts[name])]
         cast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+        kind = next((p.dtype for p in ghost.parameters()), None)  # of pictures as a network cast as a whole takes them
         with meter, counting(), torch.no_grad(), cast:
-            ghost(Views(torch.zeros(1, views, 3, height, width)))
+            ghost(Views(torch.zeros(1, views, 3, height, width, dtype=kind)))
         for hook in hooks:
             hook.remove()
     return Summary(views, height, width, owned, meter.flops, weight_bytes, meter.peak)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from itertools import pairwise
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -73,6 +77,18 @@ def test_prepared_and_converted_are_the_same_numbers(scheme: str, dtype: torch.d
     assert all(value.is_meta for value in sizes_only.values())
     kinds = {key: (value.shape, value.dtype) for key, value in converted.state_dict().items()}
     assert {key: (value.shape, value.dtype) for key, value in sizes_only.items()} == kinds
+
+
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_a_network_of_codes_passes_through_pickles_files_and_other_processes(scheme: str, tmp_path: Path) -> None:
+    net, x = compress(network(37, 128, 19), plan(scheme)), noise(2, 37)
+    expected = net(x)
+    torch.save(net, tmp_path / "net.pt")
+    read = torch.load(tmp_path / "net.pt", weights_only=False)
+    for other in (pickle.loads(pickle.dumps(net)), pickle.loads(ForkingPickler.dumps(net)), read):
+        assert torch.equal(other(x), expected)
+        kinds = [{key: value.dtype for key, value in module.state_dict().items()} for module in (other, net)]
+        assert kinds[0] == kinds[1]
 
 
 @pytest.mark.parametrize(

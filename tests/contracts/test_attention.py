@@ -255,10 +255,13 @@ def test_shows_its_choices(name: str) -> None:
         assert all(f"{key}={value!r}" in text for key, value in shown.items()), text
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [("gsa", {"window": 2.5}), ("gsa", {"top_k": True}), ("gsa", {"every": 0}), ("dense", {"implementation": "x"})],
-)
+INVALID = [
+    *[("gsa", {"window": 2.5}), ("gsa", {"top_k": True}), ("gsa", {"every": 0}), ("dense", {"implementation": "x"})],
+    *[("sla", {"block": 4097}), ("thu-sla", {"query_block": 2**31 - 1}), ("block_sparse", {"key_block": 2**31 - 1})],
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), INVALID)
 def test_refuses_invalid_settings(name: str, arguments: dict) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(arguments))} is"):
         build(name, arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from contracts.tiny import tiny
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lean3r.compress import compress
 from lean3r.errors import InputError, UsageError, WeightsError
 from lean3r.models import MODELS, checkpoint
 from lean3r.models.base import Backbone
@@ -48,6 +50,19 @@ def test_pictures_that_no_model_accepts(name: str) -> None:
     ):
         with pytest.raises(UsageError, match=said):
             predict(model, torch.zeros(shape))
+
+
+@each_model
+def test_pictures_in_another_number_type_than_the_network(name: str) -> None:
+    model, side = tiny(name), 4 * tiny(name).patch
+    with pytest.raises(UsageError, match=r"torch.float16, expected torch.float32.*dtype=\"bfloat16\""):
+        predict(model, torch.zeros(1, 2, 3, side, side).half())
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_nano_in_codes_runs_cast_as_a_whole(kind: torch.dtype) -> None:
+    model = compress(copy.deepcopy(tiny("nano")), "fp8").to(kind)
+    assert predict(model, torch.rand(1, 2, 3, 32, 32).to(kind)).depth.isfinite().all()
 
 
 @each_model

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from contracts.tiny import tiny
 from torch._inductor import cpp_builder
 
 from lean3r.compress import compress
@@ -51,6 +52,16 @@ def test_more_forms_of_a_block_are_compiled_than_one_model_has(monkeypatch: pyte
     with torch._dynamo.config.patch(recompile_limit=100):
         accelerate(small(), compile=True)
         assert torch._dynamo.config.recompile_limit == 100
+
+
+@pytest.mark.parametrize("name", ["nano", "pi3", "vggt"])
+def test_a_whole_model_is_one_graph_of_the_compiler(name: str) -> None:
+    model, side = copy.deepcopy(tiny(name)), 4 * tiny(name).patch
+    views = Views(torch.rand(1, 2, 3, side, side, generator=torch.Generator().manual_seed(1)))
+    torch._dynamo.reset()
+    with torch.no_grad():
+        whole = torch.compile(model, fullgraph=True, backend="eager")(views)
+        assert_rms(whole.depth, model(views).depth, 1e-5)
 
 
 def test_nothing_is_changed_unasked() -> None:

@@ -137,17 +137,19 @@ def test_a_failing_part_does_not_stop_the_next_and_goes_on_later(tmp_path: Path)
     assert "- fp8_linears, 32 views, projection: cut short 2 times" in text and "- train, nano-coarse: " in text
 
 
-@pytest.mark.parametrize(("there", "options"), [("cpu", []), ("NVIDIA H200", ["--dry-run"])])
-def test_a_dry_run_and_a_gpu_share_no_folder(there: str, options: list[str], tmp_path: Path) -> None:
-    """The parts of a dry run passed for done: a call on a GPU measured nothing and said that all was well."""
+@pytest.mark.parametrize(("there", "options"), [("cpu", []), ("NVIDIA H200", ["--dry-run"]), ("NVIDIA H200 NVL", [])])
+def test_a_dry_run_and_two_cards_share_no_folder(there: str, options: list[str], tmp_path: Path) -> None:
+    """The parts of another device passed for done: a call on a GPU measured nothing and said that all was well."""
     pytest.importorskip("triton", reason="triton is not installed")
     row = {"part": "fp8_linears", "row": "32 views, qkv", "device": there, "ms": 1.0}
     lines = json.dumps(row) + '\n{"part": "fp8_linears", "exit": 0, "seconds": 1}\n'
     (tmp_path / "rows.jsonl").write_text(lines)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    (card := tmp_path / "python3").write_text("#!/bin/sh\necho NVIDIA H200\n")  # asked for the card's name
+    card.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     command = ["bash", str(FOLDER / "run_all.sh"), "--out", str(tmp_path), "--parts", "fp8_linears", *options]
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path})
-    assert run.returncode == 2 and there in run.stderr and "folders of their own" in run.stderr
+    assert run.returncode == 2 and there in run.stderr and "a folder of its own" in run.stderr
     assert (tmp_path / "rows.jsonl").read_text() == lines
 
 
