@@ -22,6 +22,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainT
 from lean3r import __version__
 from lean3r.errors import LeanError
 from lean3r.scratch import temporary_folder
+from lean3r.serve.checking import misfit, needs_check
 from lean3r.serve.content import title_of
 from lean3r.serve.dispatch import Dispatcher
 from lean3r.serve.downloads import SEALED, attachment, type_of, zipped
@@ -57,6 +58,7 @@ class Routes:
         self.dispatcher, self.room = dispatcher, room
         self.store, self.places, self.options = dispatcher.store, dispatcher.places, dispatcher.options
         self.uploads, self.refused = 0, 0
+        self.checking = asyncio.Semaphore(1)
         app = FastAPI(title="lean3r", version=__version__, description=ABOUT, docs_url=None, redoc_url=None)
         app.add_exception_handler(AnyHTTPException, _failed)
         app.add_exception_handler(RequestValidationError, _invalid)
@@ -134,11 +136,12 @@ class Routes:
             length = request.headers.get("content-length", "")
             size = int(length) if length.isascii() and length.isdigit() else None
             upload = await receiver.receive(request.headers.get("content-type", ""), size, stream)
-            job = await run_in_threadpool(self._queue, id, upload.options(), receiver)
+            given = upload.options()
+            await self._check(given, receiver)
+            job = await run_in_threadpool(self._queue, id, given, receiver)
             log("job queued", job=id, files=len(upload.files), bytes=upload.size)
             shown = show(self.store, job, self.options.keep_hours)
-            answer = {**shown, "skipped": upload.skipped}
-            return JSONResponse(answer, 201, {"location": f"/api/jobs/{id}"})
+            return JSONResponse(shown, 201, {"location": f"/api/jobs/{id}"})
         except RefusedError as error:
             self.refused += 1
             log("upload refused", status=error.status, reason=str(error))
@@ -150,17 +153,27 @@ class Routes:
             self.uploads -= 1
             await run_in_threadpool(receiver.give_up)
 
-    def _queue(self, id: str, given: dict[str, Any], receiver: Receiver) -> Job:
-        """Check the options, and make a job of a complete upload."""
+    async def _check(self, given: dict[str, Any], receiver: Receiver) -> None:
+        """Refuse options that are wrong, and what would make the job fail as soon as it had read its pictures."""
+        folder, models = receiver.folder, self.options.model_names
         try:
-            JobRequest.of(given, self.options.model_names, cameras_of(receiver.folder))
+            request = await run_in_threadpool(JobRequest.of, given, models, cameras_of(folder))
         except LeanError as error:
             raise RefusedError(422, str(error)) from error
+        if needs_check(request, folder):
+            names = [file["stored"] for file in receiver.upload.inputs]
+            async with self.checking:
+                why = await run_in_threadpool(misfit, folder, names, given, models)
+            if why:
+                raise RefusedError(422, why)
+
+    def _queue(self, id: str, given: dict[str, Any], receiver: Receiver) -> Job:
+        """Make a job of a complete upload."""
         upload = receiver.upload
         title = title_of([file["name"] for file in upload.inputs])
         try:
             self.places.accept(id)
-            return self.store.add(id, title, upload.files, given, upload.size, self.options.queue)
+            return self.store.add(id, title, upload.all_files, given, upload.size, self.options.queue)
         except QueueFullError as error:
             self.places.remove(id)
             raise RefusedError(503, self._too_many()) from error
@@ -238,8 +251,10 @@ class Routes:
         return FileResponse(self._page(id, "report.html"), media_type="text/html; charset=utf-8", headers=headers)
 
     def described(self) -> Response:
-        """The options of a job, and the limits of an upload."""
-        limits = {"bytes": int(1e9 * self.options.upload_gb), "files": self.options.upload_files}
+        """The options of a job, its limits, and those of an upload."""
+        options = self.options
+        limits = {"bytes": int(1e9 * options.upload_gb), "files": options.upload_files}
+        limits |= {"minutes": options.minutes, "keep_hours": options.keep_hours}
         return JSONResponse({"options": describe(self.options.model_names), "limits": limits})
 
     async def healthy(self) -> Response:

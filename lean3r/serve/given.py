@@ -15,6 +15,7 @@ from lean3r.serve.content import ARCHIVE_SUFFIX, check_archive, stored_name, suf
 
 CAMERAS, MASKS = "cameras", "masks"  # the fields of the form, and the kinds of files
 ROLES = (CAMERAS, MASKS)
+LEFT_OUT = "left out"  # another kind: a file that was not kept
 TRAJECTORY, JSON = "trajectory.txt", ("cameras.json", "transforms.json")
 MODEL = frozenset(
     f"{part}.{kind}" for part in ("cameras", "images", "points3D", "rigs", "frames") for kind in ("bin", "txt")

@@ -10,6 +10,7 @@ from typing import Any
 from typing_extensions import TypedDict  # pydantic takes typing.TypedDict from Python 3.12 on
 
 from lean3r import __version__
+from lean3r.serve.given import LEFT_OUT
 from lean3r.serve.jobs import Job, Store
 
 LOOK, HEARTBEAT = 0.2, 15.0  # seconds between two looks, and between two signs of life
@@ -18,7 +19,8 @@ STATES = ("queued", "running", "done", "failed", "cancelled", "expired")
 
 class ShownJob(TypedDict):
     """A job. Times are seconds since 1970; `place` is 1 for the next of the waiting jobs; `progress` is what a running
-    job does now (`stage`, `done` of `total` steps, `views`); `summary` says what a done job found."""
+    job does now (`stage`, `done` of `total` steps, `views`); `skipped` are the uploaded files that were not kept, with
+    reasons, and `summary` says what a done job found."""
 
     id: str
     number: int
@@ -30,6 +32,7 @@ class ShownJob(TypedDict):
     place: int | None
     attempt: int
     files: list[dict[str, Any]]
+    skipped: list[dict[str, Any]]
     options: dict[str, Any]
     progress: dict[str, Any] | None
     reason: str
@@ -51,7 +54,10 @@ def show(store: Store, job: Job, keep_hours: float) -> ShownJob:
         "ended": job.ended,
         "place": max(1, store.place(job)) if job.state == "queued" else None,
         "attempt": job.attempt,
-        "files": [dict(file) for file in job.files],
+        "files": [dict(file) for file in job.files if file.get("kind") != LEFT_OUT],
+        "skipped": [
+            {"name": file["name"], "reason": file["reason"]} for file in job.files if file.get("kind") == LEFT_OUT
+        ],
         "options": dict(job.options),
         "progress": None if progress is None else dict(vars(progress)),
         "reason": job.reason,

@@ -28,7 +28,7 @@ from lean3r.serve.content import (
     stored_name,
     suffix_of,
 )
-from lean3r.serve.given import ROLES, Given
+from lean3r.serve.given import LEFT_OUT, ROLES, Given
 from lean3r.serve.options import GIGABYTE, ServeOptions
 from lean3r.serve.places import NoRoomError, Room
 
@@ -60,6 +60,11 @@ class Upload:
     size: int = 0
 
     @property
+    def all_files(self) -> list[dict[str, Any]]:
+        """What a job remembers: the files that are kept, and those that are not."""
+        return self.files + [{**file, "kind": LEFT_OUT} for file in self.skipped]
+
+    @property
     def inputs(self) -> list[dict[str, Any]]:
         """The files that are pictures, videos or archives of them."""
         return inputs_of(self.files)
@@ -84,7 +89,7 @@ class Upload:
 
 def inputs_of(files: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Of the files of a job, those that are reconstructed."""
-    return [file for file in files if file.get("kind") not in ROLES]
+    return [file for file in files if file.get("kind") not in (*ROLES, LEFT_OUT)]
 
 
 class Receiver:

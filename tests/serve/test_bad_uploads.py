@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -108,8 +109,11 @@ def _form(service: Service, fields: dict[str, str]) -> tuple[int, dict[str, Any]
 
 
 def test_cameras_and_masks_that_get_in_and_that_do_not(tight: Service) -> None:
-    photo, mask = picture(), png()
-    trap = zipped(**{"../../evil.jpg.png": mask, "b/../../evil.png": mask, "/a b/x\\y.jpg.png": mask, "c.txt": b"1"})
+    photo, mask, pose = picture(), png(), np.eye(4).tolist()
+    known = b"\n" + json.dumps({"views": [{"name": "endless.jpg", "cam_from_world": pose}]}).encode()
+    trap = zipped(
+        **{"../../evil.jpg.png": mask, "b/../../evil.png": mask, "/a b/x\\endless.jpg.png": mask, "c.txt": b"1"}
+    )
     clash = zipped(**{"a.png": mask, "a.png/b.png": mask})
     torn = bytearray(zipped(**{"a.jpg.png": bytes(range(256)) * 40}))
     torn[60:90] = bytes(30)
@@ -139,12 +143,12 @@ def test_cameras_and_masks_that_get_in_and_that_do_not(tight: Service) -> None:
     assert without.status_code == 422 and "--cameras, which is missing" in without.json()["error"]
     assert not any((tight.data / "incoming").iterdir())
     assert {job["id"] for job in tight.client.get("/api/jobs").json()} == before
-    good = [("files", ("endless.jpg", photo)), ("masks", ("m.zip", trap)), ("cameras", ("c.JSON", b"\n{}"))]
+    good = [("files", ("endless.jpg", photo)), ("masks", ("m.zip", trap)), ("cameras", ("c.JSON", known))]
     job = tight.client.post("/api/jobs", files=good, data={"known": "poses"}).json()
     assert job["title"] == "endless.jpg" and [file["kind"] for file in job["files"]] == ["picture", "masks", "cameras"]
     inputs = tight.data / "jobs" / job["id"] / "input"
     stored = {path.relative_to(inputs).as_posix() for path in inputs.rglob("*") if path.is_file()}
-    assert stored == {"endless.jpg", ".masks/a b/x/y.jpg.png", ".cameras/cameras.json"}
+    assert stored == {"endless.jpg", ".masks/a b/x/endless.jpg.png", ".cameras/cameras.json"}
     assert job["bytes"] >= len(photo) + len(mask) and not list(tight.data.parent.rglob("evil*"))
     assert tight.client.delete(f"/api/jobs/{job['id']}").status_code == 204
     assert COLMAP_FILES < MODEL

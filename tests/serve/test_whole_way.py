@@ -69,6 +69,7 @@ def test_from_upload_to_zip(real: Service, photos: list[tuple[str, bytes]]) -> N
         and stages & {"loading", "network", "writing"}
     )
     done = told[-1][1]
+    assert done["skipped"] == job["skipped"] and len(done["files"]) == 4, "what was left out is remembered"
     assert done["state"] == "done" and done["summary"]["views"] == 3 and done["summary"]["points"] > 100
     assert [one["name"] for one in done["summary"]["skipped"]] == ["cut.jpg"], "as on the command line"
     at = f"/api/jobs/{job['id']}"
@@ -115,9 +116,15 @@ def test_known_cameras_and_masks(real: Service, photos: list[tuple[str, bytes]],
         ("cameras", "a.json", b'{"views": [', "cannot be read as JSON"),
     ):
         wrong = [*(("files", file) for file in photos), (role, (file, content))]
-        form = {"options": json.dumps(SMALL)}
-        ended = real.until(real.client.post("/api/jobs", files=wrong, data=form).json()["id"])
-        assert ended["state"] == "failed" and said in ended["reason"], (said, ended["reason"])
+        answer = real.client.post("/api/jobs", files=wrong, data={"options": json.dumps(SMALL)})
+        assert answer.status_code == 422 and said in answer.json()["error"], (said, answer.text)
+        assert not any(text in answer.text for text in (str(real.data.parent), ".masks", ".cameras")), answer.text
+    for options, said in (({"scale": "nobody.jpg,img_1.jpg=1"}, "nobody.jpg"), ({"gps": True}, "position"),
+                          ({"intrinsics": "300,300,999,120"}, "999")):  # fmt: skip
+        form = {"options": json.dumps(SMALL | options)}
+        answer = real.client.post("/api/jobs", files=[("files", file) for file in photos], data=form)
+        assert answer.status_code == 422 and said in answer.json()["error"], (said, answer.text)
+    assert not any((real.data / "incoming").iterdir())
 
 
 def test_a_zip_a_black_picture_and_nothing_usable(real: Service, photos: list[tuple[str, bytes]]) -> None:
@@ -131,17 +138,15 @@ def test_a_zip_a_black_picture_and_nothing_usable(real: Service, photos: list[tu
         send(real, [("black.png", black.getvalue())])["id"],
         send(real, [("cut.jpg", photos[0][1][:3000])])["id"],
         send(real, photos, memory="1MB")["id"],
-        send(real, photos, scale="nobody.jpg,img_1.jpg=1")["id"],
     ]
-    zipped, dark, cut, tight, unscaled = (real.until(id) for id in jobs)
+    zipped, dark, cut, tight = (real.until(id) for id in jobs)
     assert zipped["state"] == "done" and zipped["summary"]["views"] == 3, zipped["reason"]
     assert any("points outside" in one["reason"] for one in zipped["summary"]["skipped"])
     assert not list(real.data.parent.rglob("evil*"))
     assert dark["summary"].get("warnings") or dark["reason"], "it says that nothing is to be seen"
     assert cut["state"] == "failed" and cut["reason"].startswith("no usable picture in cut.jpg (1 skipped)")
-    assert tight["state"] == "failed" and "1" in tight["reason"] and unscaled["state"] == "failed"
-    assert "nobody.jpg" in unscaled["reason"]
-    for job in (dark, cut, tight, unscaled):
+    assert tight["state"] == "failed" and "1" in tight["reason"]
+    for job in (dark, cut, tight):
         assert str(real.data.parent) not in json.dumps(job)
 
 
@@ -164,9 +169,11 @@ def test_the_pages_in_a_browser(
     for name, content in photos[:2]:
         (tmp_path / name).write_bytes(content)
     (tmp_path / HOSTILE).write_bytes(photos[2][1])
+    (tmp_path / "notes.txt").write_text("hello")
     browser.goto(real.address)
     browser.get_by_label("Drop photos").set_input_files([path for path in sorted(tmp_path.iterdir()) if path.is_file()])
-    assert "3 files" in browser.locator("#chosen").text_content()
+    assert "30 minutes" in browser.locator("#limits").text_content()
+    assert "4 files" in browser.locator("#chosen").text_content()
     browser.locator("summary").click()
     for option, value in SMALL.items():
         field = browser.get_by_label(option, exact=True)
@@ -174,6 +181,7 @@ def test_the_pages_in_a_browser(
     browser.get_by_role("button", name="Reconstruct").click()
     browser.wait_for_selector("html[data-state=done]", timeout=120_000)
     assert browser.url.startswith(f"{real.address}jobs/")
+    assert "notes.txt: it is not a picture" in browser.locator("#notes").text_content()
     assert HOSTILE in browser.locator("#input").text_content() and HOSTILE in browser.locator("#title").text_content()
     frame = browser.frame_locator("#frame")
     frame.locator("html[data-state=still]").wait_for(timeout=60_000)

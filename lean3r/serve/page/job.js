@@ -16,8 +16,9 @@ function show(job) {
   const used = views ? `${views} views${skipped ? `, ${skipped} skipped` : ""}` : "";
   byId("says").textContent = job.reason || used;
   const warnings = (job.summary.warnings ?? []).map((w) => w.text ?? String(w));
-  const skips = (job.summary.skipped ?? []).map((s) => `${s.name}: ${s.reason}`);
-  byId("notes").replaceChildren(...[...notes, ...warnings, ...skips].map((text) => element("li", text)));
+  const skips = [...job.skipped, ...(job.summary.skipped ?? [])].map((s) => `${s.name}: ${s.reason}`);
+  const again = job.attempt > 1 ? [`Started ${job.attempt} times: the service or its worker ended on the way.`] : [];
+  byId("notes").replaceChildren(...[...again, ...notes, ...warnings, ...skips].map((text) => element("li", text)));
   byId("input").replaceChildren(...job.files.map((file) => element("li", `${file.name} (${size(file.bytes)})`)));
   const isLive = job.state === "queued" || job.state === "running";
   byId("cancel").hidden = !isLive;

@@ -141,7 +141,9 @@ byId("stop").addEventListener("click", () => sending?.abort());
 
 ask("/api/options").then((about) => {
   limits = about.limits;
-  byId("limits").textContent = `At most ${about.limits.files} files and ${size(about.limits.bytes)}.`;
+  const { files, bytes, minutes, keep_hours: hours } = limits;
+  byId("limits").textContent = `At most ${files} files and ${size(bytes)}, and ${minutes} minutes of work; `
+    + `results are kept for ${hours} hours, or until others need their place.`;
   byId("options").replaceChildren(...about.options.map(optionField));
 }).catch((error) => { byId("problem").textContent = error.message; });
 list();
