@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +173,41 @@ def test_options_are_given_as_texts_or_values(tmp_path: Path) -> None:
     assert open_set("colmap", tmp_path, {"is_metric": "false"}).is_metric is False
     with pytest.raises(UsageError, match="finite number above 0"):
         ColmapFolder(tmp_path, units_per_metre=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("images.txt", lambda words: [words[0], "0", "0", "0", "0", *words[5:]], "do not lie where the pictures saw"),
+        ("images.txt", lambda words: [*words[:7], "50.0", *words[8:]], "do not lie where the pictures saw"),
+        ("cameras.txt", lambda words: [*words[:2], *(str(2 * int(w)) for w in words[2:4]), *words[4:]], "another size"),
+    ],
+)
+def test_colmap_models_that_contradict_themselves_are_told(
+    file: str, change: Callable[[list[str]], list[str]], said: str, tmp_path: Path
+) -> None:
+    """COLMAP takes a quaternion of zeros as no rotation: figures against such poses would be wrong."""
+    tiny.write("colmap", tmp_path)
+    path = tmp_path / "scene_0" / "sparse" / "0" / file
+    first, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([" ".join(change(first.split())), *lines]) + "\n")
+    (problem,) = report(tmp_path, "colmap", {}).problems
+    assert said in problem and "scene_0" in problem
+    assert problem in ColmapFolder(tmp_path).gaps(0) and not ColmapFolder(tmp_path).gaps(1), "scores name it, too"
+
+
+def test_depth_of_another_unit_or_without_any_is_told(tmp_path: Path) -> None:
+    made = tiny.write("colmap", tmp_path)
+    for number, scene in enumerate(made):
+        for view, depth in enumerate(scene.depth):
+            place = tmp_path / f"scene_{number}" / "depth" / f"{view:03}.npy"
+            place.parent.mkdir(exist_ok=True)
+            np.save(place, depth)
+    assert report(tmp_path, "colmap", {"depth": "depth"}).problems == []
+    for path in tmp_path.glob("scene_0/depth/*.npy"):
+        np.save(path, np.load(path) / 1000)
+    for path in tmp_path.glob("scene_1/depth/*.npy"):
+        np.save(path, np.zeros_like(np.load(path)))
+    problems = report(tmp_path, "colmap", {"depth": "depth"}).problems
+    assert "scene_0" in problems[0] and "0.001 times" in problems[0] and "unit" in problems[0]
+    assert problems[-1] == "scene_1 has no depth at any pixel of its first and last view"

@@ -120,6 +120,14 @@ if __name__ == "__main__":
 """
 
 
+def test_views_that_count_twice_are_named(tmp_path: Path) -> None:
+    run, items = tmp_path / "run", (*ITEMS[:2], replace(ITEMS[0], id="again"))
+    predict(run, Walk(), items=items)
+    first, other, again = score_benchmark("synthetic", items, run)["rows"]
+    twice = "its pictures are those of s0: the same views count twice"
+    assert again["problems"] == [*first["problems"], twice] and other["problems"] == first["problems"]
+
+
 def test_no_process_outlives_a_command_that_was_killed(tmp_path: Path) -> None:
     """A scene may take an hour: its process would write into the run that goes on."""
     script = tmp_path / "command.py"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lean3r.data.sets.formats.colmap_checks import FEWEST, contradictions
 from lean3r.data.sets.formats.files import inside, read_depth_png, read_npy
 from lean3r.data.sets.formats.lens import LensFrame, LensSet, pinhole_of
 from lean3r.data.sets.scenes import Camera, RawView, folders
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lean3r.colmap_library import pycolmap
 
 _PICTURES = ("images", ".", "rgb", "color")
+OTHER_UNIT = 1.5  # times the depth of the points: no error of either is so large in the median
 _MODEL_FILES = ("cameras", "images", "points3D")
 
 
@@ -86,8 +88,14 @@ class ColmapFolder(LensSet[TrackedFrame]):
 
     @classmethod
     def incomplete(cls, place: Path) -> list[str]:
-        """Sentences for missing pictures, or a model that cannot be read."""
-        return _absent_pictures(place)
+        """Sentences for missing pictures, a model that cannot be read, or one that contradicts itself."""
+        model_folder = _model_folder(place)
+        assert model_folder is not None
+        try:
+            model = open_colmap(model_folder)
+        except InputError as error:
+            return [str(error)]
+        return _absent_pictures(place, model) + contradictions(model, str(model_folder))
 
     def frames(self, scene: str) -> Sequence[TrackedFrame]:
         """Posed pictures whose files exist, by name."""
@@ -130,6 +138,21 @@ class ColmapFolder(LensSet[TrackedFrame]):
             read_npy(frame.depth) if frame.depth.suffix == ".npy" else read_depth_png(frame.depth, self.units_per_metre)
         )
 
+    def doubt(self, scene: int, view: int, read: RawView) -> str:
+        """A depth map in another unit than the model's points."""
+        frame = self._frames_of(scene)[view]
+        if frame.depth is None:
+            return ""
+        points = sparse_depth(frame.xyz, read.intrinsics, read.cam_from_world, *read.image.shape[:2])
+        both = (points > 0) & (read.depth > 0) & np.isfinite(read.depth)
+        times = float(np.median(read.depth[both] / points[both])) if both.sum() >= FEWEST else 1.0
+        if 1 / OTHER_UNIT < times < OTHER_UNIT:
+            return ""
+        return (
+            f"{frame.depth}: depth is {times:.3g} times that of the model's points; maps and model must have one unit "
+            f"(units_per_metre is {self.units_per_metre:g})"
+        )
+
     def covisibility(self, scene: int) -> np.ndarray | None:
         """Number of points [V, V] that two views share."""
         ids = [frame.points for frame in self._frames_of(scene)]
@@ -168,17 +191,12 @@ def _model_folder(folder: Path) -> Path | None:
     return None
 
 
-def _absent_pictures(folder: Path) -> list[str]:
-    model = _model_folder(folder)
-    assert model is not None
-    try:
-        images = [image.name for image in open_colmap(model).images.values() if image.has_pose]
-    except InputError as error:
-        return [str(error)]
+def _absent_pictures(folder: Path, model: pycolmap.Reconstruction) -> list[str]:
+    images = [image.name for image in model.images.values() if image.has_pose]
     files = _picture_files(folder, images)
     absent = sorted(set(images) - files.keys())
     if not images:
-        return [f"{model} has no posed picture"]
+        return [f"the COLMAP model of {folder} has no posed picture"]
     return [f"{len(absent)} of {len(images)} pictures of {folder} are missing, e.g. {absent[0]}"] if absent else []
 
 

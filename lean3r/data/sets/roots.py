@@ -223,11 +223,17 @@ def _read_some(scenes: SceneSet) -> tuple[int, list[str]]:
             views = scenes.scene(int(i)).views
         except InputError:
             continue  # already reported
+        known = []
         for v in {0, views - 1}:
             try:
-                unknown += zero_unknown(scenes.view(int(i), v).depth)[1]
+                read = scenes.view(int(i), v)
+                depth, more = zero_unknown(read.depth)
+                unknown, known = unknown + more, [*known, bool((depth > 0).any())]
+                problems += [text] if (text := scenes.doubt(int(i), v, read)) else []
             except InputError as error:
                 problems.append(str(error))
+        if scenes.has_depth and known and not any(known):
+            problems.append(f"{scenes.scene_id(int(i))} has no depth at any pixel of its first and last view")
     return unknown, [p for p in problems if "the pose of" not in p and "the intrinsics of" not in p]
 
 

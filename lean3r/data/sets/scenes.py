@@ -133,6 +133,10 @@ class SceneSet(ABC):
         """Sentences for what the files of a scene lack, such as pictures that its cameras name; by default none."""
         return []
 
+    def doubt(self, scene: int, view: int, read: RawView) -> str:
+        """Why a view that was read contradicts other files of the set; by default, and if it does not, empty."""
+        return ""
+
     def candidates(self, views: int, height: int, width: int) -> np.ndarray | None:
         """Indices of the scenes that suit a batch of this shape; None if the set has no such list."""
         return None

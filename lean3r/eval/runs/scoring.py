@@ -32,9 +32,13 @@ def score_benchmark(
 ) -> dict[str, Any]:
     """The content of scores.json for a benchmark of a run: every item is a row, failed ones with the reason."""
     benchmark = resolve(name)
-    rows = []
+    rows: list[Row] = []
+    first: dict[str, str] = {}
     for done, item in enumerate(items, 1):
         rows.append(score_item(benchmark, item, run / name))
+        pictures = _record(run / name / item.id / ITEM).get("pictures_sha256") or item.id
+        if (other := first.setdefault(pictures, item.id)) != item.id:
+            rows[-1]["problems"].append(f"its pictures are those of {other}: the same views count twice")
         advanced(done)
     figures = pool(name, rows)
     named = list(dict.fromkeys([*figures, *(figure for row in rows for figure in row["figures"])]))
