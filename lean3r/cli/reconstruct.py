@@ -117,6 +117,7 @@ class Reconstruct:
 
     def run(self) -> None:
         """Reconstruct, write the folder, and print its path, or JSON."""
+        self.out = self.out.expanduser()  # no shell does that within quotes
         check_named(self.inputs)
         if not self.parallel:
             return self.lead(None)

@@ -15,15 +15,15 @@ TRANSFORMS = "transforms.json"
 
 
 def cameras_in(folder: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each camera of the model, or of transforms.json, in a folder; none if it has neither. InputError if it
-    cannot be read. A manifest tells where the poses come from, else they are given."""
+    """A row for each whole camera of the model, or of transforms.json, in a folder; none if it has neither. InputError
+    if it cannot be read. A manifest tells where the poses come from, else they are given."""
     if find_colmap(folder) is None and not (folder / TRANSFORMS).is_file():
         return []
     rows = [
         {
             "name": camera.name.removeprefix("images/"),
-            "width": camera.width or 0,
-            "height": camera.height or 0,
+            "width": camera.width,
+            "height": camera.height,
             "k": camera.intrinsics,
             "pose": camera.cam_from_world,
             "registration": "given",
@@ -31,6 +31,7 @@ def cameras_in(folder: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]
             "time": None,
         }
         for camera in read_given(folder).cameras
+        if not any(part is None for part in (camera.width, camera.height, camera.intrinsics, camera.cam_from_world))
     ]
     views = manifest.get("views")
     listed = [view.get("registration") for view in (views if isinstance(views, list) else []) if isinstance(view, dict)]

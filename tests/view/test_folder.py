@@ -152,6 +152,16 @@ def test_a_damaged_model_is_told(tmp_path: Path) -> None:
     assert len(content.points) and any("holds no readable COLMAP model" in note for note in content.notes)
 
 
+def test_cameras_of_other_programs_that_are_not_whole_are_left_out(tmp_path: Path) -> None:
+    """Those of Blender's data sets state an angle, and neither a size nor a focal length in pixels."""
+    frames = [{"file_path": f"./train/r_{n}", "transform_matrix": np.eye(4).tolist()} for n in range(2)]
+    whole = frames[1] | {"w": 96, "h": 72, "fl_x": 90.0, "cx": 48, "cy": 36}
+    for last, count in ((frames[1], 0), (whole, 1)):
+        (tmp_path / "transforms.json").write_text(json.dumps({"camera_angle_x": 0.7, "frames": [frames[0], last]}))
+        (tmp_path / "points.ply").write_bytes(ply_bytes(np.eye(3, dtype=np.float32), np.zeros((3, 3), np.uint8)))
+        assert len(read_content(tmp_path).cameras) == count
+
+
 def test_nothing_to_show(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         read_content(tmp_path / "none")
