@@ -18,6 +18,7 @@ from PIL import Image
 import lean3r
 from lean3r.cli.flags import flags
 from lean3r.cli.main import explain, main
+from lean3r.cli.reconstruct import Reconstruct
 from lean3r.options import options_of
 from lean3r.pipeline.old_keywords import NOW_IN, OldKeywords
 from lean3r.pipeline.options import MemoryOptions, RunOptions
@@ -208,3 +209,11 @@ def test_a_file_that_may_not_be_read_is_not_called_an_output(tmp_path: Path, mon
     assert explain(error) == (f"cannot write: Permission denied ({tmp_path}). Use another -o.", 2)
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
     assert explain(error) == (f"cannot read {tmp_path}: Permission denied.", 3)
+
+
+def test_a_home_within_quotes_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(Reconstruct, "lead", lambda self, _: seen.append(self.out))
+    seen: list[Path] = []
+    assert main(["reconstruct", "photos", "-o", "~/a room"]) in (0, None)
+    assert seen == [tmp_path / "a room"]
