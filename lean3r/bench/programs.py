@@ -263,7 +263,8 @@ class _Whole:
             self.model, self.photos, frames=choice, resolution=cell.size, refine=self.refine, observer=watcher
         )
         if len(scene.names) != cell.views:
-            raise InputError(f"{self.photos} has {len(scene.names)} usable pictures; {cell.views} were asked for")
+            why = "".join(f" ({name}: {reason})" for name, reason in scene.skipped[-1:])
+            raise InputError(f"{len(scene.names)} of {cell.views} pictures of {self.photos} could be used{why}")
         with temporary_folder("bench") as folder, self.parts.running("export"):
             write_all(scene, folder)
         arrays = {"depth": scene.depth, "cam_from_world": scene.cam_from_world}

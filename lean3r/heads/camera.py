@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lean3r.geometry.pose import invert_pose, make_pose
 from lean3r.geometry.rotation import nearest_rotation
 from lean3r.layers.mlp import Mlp
-from lean3r.tracing import without_autocast
+from lean3r.tracing import is_traced, without_autocast
 
 FOCAL_INIT = 0.9  # in units of sqrt(picture area): about 58 degrees across a square
 
@@ -47,8 +47,18 @@ class CameraState:
     def poses(self) -> tuple[Tensor, Tensor]:
         """(world_from_cam, cam_from_world), each [B, S, 4, 4], in float32."""
         with without_autocast(self.matrix.device.type):
-            world_from_cam = make_pose(nearest_rotation(self.matrix.float()), self.center.float())
+            world_from_cam = make_pose(_nearest_rotation(self.matrix.float()), self.center.float())
             return world_from_cam, invert_pose(world_from_cam)
+
+
+def _nearest_rotation(matrix: Tensor) -> Tensor:
+    """`nearest_rotation`, NaN for matrices that are not finite, on which LAPACK fails: who looks at results or losses
+    says so, and a training skips the step."""
+    if is_traced():  # that way has no LAPACK
+        return nearest_rotation(matrix)
+    usable = matrix.isfinite().all(-1).all(-1)[..., None, None]
+    rotation = nearest_rotation(matrix.where(usable, torch.eye(3, device=matrix.device)))
+    return rotation.where(usable, torch.nan)
 
 
 class CameraUpdate(nn.Module):

@@ -32,7 +32,7 @@ IMAGE_SUFFIXES = (
 )
 VIDEO_SUFFIXES = (
     ".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp", ".wmv", ".flv",
-    ".asf", ".ogv", ".mxf", ".dv", ".h264", ".264", ".h265", ".265", ".hevc", ".ivf",
+    ".asf", ".ogv", ".vob", ".mxf", ".dv", ".h264", ".264", ".h265", ".265", ".hevc", ".ivf",
 )
 # fmt: on
 ANIMATED_SUFFIXES = (".gif", ".apng")  # in a folder; a .png, of which there may be many, is a picture
@@ -83,6 +83,9 @@ class Listing:
             logger.warning("--fps, --every and --frames have no effect: they choose frames, and no input is a video")
         skips = Skips(self.skipped)
         items = [item.clip(choice, keeping(item.name)) if isinstance(item, Film) else item for item in self.items]
+        for film in self.items:
+            if isinstance(film, Film) and film.loss is not None:
+                skips.add(film.name, film.loss)
         return Selection(tuple(_thin(items, choice.max_views, skips)), tuple(skips))
 
     def without(self, unusable: Mapping[str, str]) -> Listing:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 # FFmpeg makes up the stamps of these from the order of the packets, which is not that of the frames.
 UNSTAMPED = ("avi", "h264", "hevc", "ivf")
+ENDS_S = 1.0  # by which the last frame of a whole film may lie before its stated end
 
 
 class Stamp(NamedTuple):
@@ -46,6 +47,20 @@ def timeline(stamps: Sequence[Stamp], container: str, rate: float, tick_s: float
         start_s = times_s[-1] + usual * step_s if times_s else 0.0
         times_s += [start_s + (ticks - shown[0]) * step_s for ticks in shown]
     return Timeline(range(len(stamps)), times_s, False, len(parts))
+
+
+def cut_short(shown_s: Sequence[float], stated: str | None) -> str | None:
+    """What to say of a film whose frames are shown at these times, if it ends clearly before the duration `stated` by
+    Matroska (hours:minutes:seconds), which does not state the number of frames."""
+    try:
+        hours, minutes, seconds = map(float, (stated or "").split(":"))
+    except ValueError:
+        return None
+    shown_s, stated_s = sorted(shown_s), 3600 * hours + 60 * minutes + seconds
+    longest = max((b - a for a, b in pairwise(shown_s)), default=0.0)  # the last one may be shown as long
+    if not shown_s or stated_s - shown_s[-1] <= ENDS_S + longest:
+        return None
+    return f"incomplete: it ends after {shown_s[-1]:.1f} of {stated_s:.1f} seconds; what there is of it is used"
 
 
 def _apart(ticks: Sequence[int]) -> list[float] | None:

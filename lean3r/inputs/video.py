@@ -16,11 +16,12 @@ import numpy as np
 from PIL import Image
 
 from lean3r.errors import InputError
+from lean3r.geometry.content import emptiness
 from lean3r.inputs.bars import NO_BARS, Bars, Found, find_bars
 from lean3r.inputs.frames import DEFAULT_FRAMES, FrameChoice
 from lean3r.inputs.interlaced import is_combed, without_combs
 from lean3r.inputs.motion import REACH, Meter, Motion, Stepper, choose, small_size
-from lean3r.inputs.stamps import Stamp, timeline
+from lean3r.inputs.stamps import Stamp, cut_short, timeline
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -88,7 +89,7 @@ class Film:
     rate: float
     packets: int
     damage: str | None = None
-    _watched: list[tuple[list[int], Motion] | None] = field(default_factory=list)
+    _watched: list[tuple[list[int], Motion, int] | None] = field(default_factory=list)
 
     @property
     def bars(self) -> Bars:
@@ -99,6 +100,12 @@ class Film:
     def caution(self) -> str | None:
         """Why its cameras may be far off, if bars at its edges stay."""
         return self._seen[0].caution(self.name)
+
+    @property
+    def loss(self) -> str | None:
+        """How many frames could not be decoded, if all have been to measure their motion."""
+        read = self._watched[0][2] if self._watched and self._watched[0] is not None else len(self.keys)
+        return f"only {read} of {len(self.keys)} frames can be decoded" if read < len(self.keys) else None
 
     @property
     def is_interlaced(self) -> bool:
@@ -176,15 +183,17 @@ class Film:
         watched, least = self._watched[0], min(DEFAULT_FRAMES[0], most)
         if watched is None or not watched[1].is_known or len(watched[0]) < least:
             return None
-        seen, motion = watched
+        seen, motion, _ = watched
         chosen = choose(motion, least, most, MOTION_STEP)
         return sorted({at[seen[i]] for i in chosen if seen[i] in at}) or None
 
     def _watch(
         self, at: Mapping[int, int], most: int, keep: Callable[[Frame], None] | None
-    ) -> tuple[list[int], Motion] | None:
-        """Keys of frames (15 a second) and how far the picture moves between them; None where nothing is decoded.
+    ) -> tuple[list[int], Motion, int] | None:
+        """Keys of frames that show something, how far the picture moves between them, and how many frames there are;
+        None where none shows anything.
 
+        They are 15 a second, but all where the picture moves by more than a step meanwhile, as in time lapses.
         For long videos only reference frames are decoded, for very long ones only key frames.
         """
         from av.error import FFmpegError
@@ -195,7 +204,9 @@ class Film:
         skip = skip if self.timed else "DEFAULT"  # where frames are known by their number, all have to be counted
         if skip == "NONKEY":
             logger.info("%s is long: its motion is measured on key frames only", self.name)
+            every = 1
         meter, stepper, kept = Meter(), Stepper(MOTION_STEP), 0
+        watched, due, read = -1, 0, 0
         keys: list[int] = []
         last: deque[tuple[int, VideoFrame, float]] = deque(maxlen=REACH + 1)
 
@@ -208,12 +219,20 @@ class Film:
 
         try:
             for number, (key, frame, aspect) in enumerate(_decode(self.open, self.name, self.timed, skip)):
-                if key is not None and not frame.is_corrupt and (skip == "NONKEY" or number % every == 0):
-                    keys.append(key)
-                    last.append((key, frame, aspect))
-                    hand_on(stepper.add(*meter.add(_small(frame, self))))
+                read += key in at and not frame.is_corrupt
+                if key is None or frame.is_corrupt or number < due:
+                    continue
+                small = _small(frame, self)
+                if emptiness(np.stack(3 * [small], -1), np.ones(small.shape, bool)) is not None:
+                    continue  # as before a film is faded in
+                keys.append(key)
+                last.append((key, frame, aspect))
+                shift, sharpness = meter.add(small)
+                hand_on(stepper.add(shift, sharpness))
+                speed = float(np.linalg.norm(shift, axis=1).mean()) / (number - watched)
+                watched, due = number, number + (1 if every * speed > MOTION_STEP else every)
             hand_on(stepper.end())
-            return keys, meter.motion
+            return keys, meter.motion, read if skip == "DEFAULT" else len(at)
         except (FFmpegError, InputError, ValueError) as error:
             logger.debug("%s: motion not measured: %s", self.name, error)
             return None
@@ -226,7 +245,7 @@ def scan(name: str, stem: str, opener: Callable[[], BinaryIO]) -> Film:
     with opener() as file, _open_container(file, name) as container:
         stream = _pictures_of(container, name)
         announced, rate, tick_s = stream.frames, float(stream.average_rate or 30), float(stream.time_base or 1)
-        size = (stream.width, stream.height)
+        size, stated = (stream.width, stream.height), stream.metadata.get("DURATION")
         for packet in _packets(container, stream, name):
             if packet.size == 0:
                 continue
@@ -239,7 +258,9 @@ def scan(name: str, stem: str, opener: Callable[[], BinaryIO]) -> Film:
         raise InputError(f"no frames in {name}: its video stream is empty")
     total = max(announced, sound + damaged)
     damage = (
-        f"incomplete: {total - sound} of {total} frames cannot be read; the others are used" if sound < total else None
+        f"incomplete: {total - sound} of {total} frames cannot be read; the others are used"
+        if sound < total
+        else cut_short([stamp.pts * tick_s for stamp in stamps if stamp.pts is not None], stated)
     )
     keys, times_s, timed, parts = timeline(stamps, container_name, rate, tick_s)
     if parts > 1:
@@ -308,10 +329,11 @@ def _orientation(frame: VideoFrame) -> int:
 
 
 def _small(frame: VideoFrame, film: Film) -> np.ndarray:
-    """A small grey frame, without bars and combs, to measure its motion."""
+    """A small grey frame, without bars and combs, to measure its motion; of one size, though the film's may change."""
     size = frame.width, frame.height
-    left, top, right, lower = film.bars.content if film.bars.size == size else (0, 0, *size)
-    width, height = small_size(right - left, lower - top)
+    whole, part = film.bars.content if film.bars.size == film.size else (0, 0, *film.size), (0, 0, *size)
+    left, top, right, lower = whole if size == film.size else part
+    width, height = small_size(whole[2] - whole[0], whole[3] - whole[1])
     x, y = width / (right - left), height / (lower - top)
     size = math.ceil(round(frame.width * x, 6)), math.ceil(round(frame.height * y, 6))
     if film.is_interlaced:

@@ -28,6 +28,7 @@ PIECE_BYTES = 1 << 22  # mapped pages of a file count as memory of the process
 PIECES = 32  # each reads the file's table again: a tenth of a second for the largest torch files
 MAX_STEP = 10**12
 INDEX_SUFFIX = ".index.json"
+WRAPPERS = ("module.", "_orig_mod.")  # in front of all names: of a model within DistributedDataParallel, compiled
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class WeightFiles:
 def open_weights(path: Path) -> WeightFiles:
     """Read the table of a `.safetensors`, `.pt` or `.pth` file, a `.index.json`, or a folder with one of these.
 
-    Names in files of the Lite3R release are translated (models/lite3r.py); the metadata then have its stage.
+    Names in files of the Lite3R release are translated (models/lite3r.py); the metadata then have its stage. WRAPPERS
+    are left out.
     WeightsError names the file and the fault: absent, empty, a Git LFS pointer, truncated, not weights, a missing
     shard.
     """
@@ -77,14 +79,22 @@ def open_weights(path: Path) -> WeightFiles:
         return _open_shards(path)
     with _Mapped(path) as mapped:
         shapes, dtypes, metadata = mapped.shapes, mapped.dtypes, mapped.metadata
-        inside = {}
+        inside = _unwrapped(shapes)
         if stage := lite3r.stage_of(shapes):
             inside = lite3r.our_names(shapes)
-            shapes = {ours: shapes[name] for ours, name in inside.items()}
-            dtypes = {ours: dtypes[name] for ours, name in inside.items()}
             metadata = {**metadata, lite3r.RELEASE: stage}
+        shapes = {ours: shapes[name] for ours, name in inside.items()}
+        dtypes = {ours: dtypes[name] for ours, name in inside.items()}
         files, size = dict.fromkeys(shapes, path), path.stat().st_size
         return WeightFiles(path, files, shapes, dtypes, size, metadata, inside)
+
+
+def _unwrapped(names: Iterable[str]) -> dict[str, str]:
+    """Names without the WRAPPERS that all of them have -> the names."""
+    inside = {name: name for name in names}
+    while wrapper := next((w for w in WRAPPERS if inside and all(name.startswith(w) for name in inside)), None):
+        inside = {name.removeprefix(wrapper): wrapped for name, wrapped in inside.items()}
+    return inside
 
 
 class _Mapped:
@@ -178,7 +188,8 @@ def shards_of(index: Path) -> dict[str, str]:
 
 
 def _open_shards(path: Path) -> WeightFiles:
-    files = {name: path.parent / shard for name, shard in shards_of(path).items()}
+    table = shards_of(path)
+    files = {name: path.parent / table[wrapped] for name, wrapped in _unwrapped(table).items()}
     shards = sorted(set(files.values()))
     absent = [shard.name for shard in shards if not shard.is_file()]
     if absent:
@@ -196,7 +207,9 @@ def _open_shards(path: Path) -> WeightFiles:
     dtypes = {name: dtype for part in opened for name, dtype in part.dtypes.items()}
     metadata = {key: value for part in opened for key, value in part.metadata.items()}
     total = sum(part.total_bytes for part in opened)
-    return WeightFiles(path, files, {n: shapes[n] for n in files}, {n: dtypes[n] for n in files}, total, metadata)
+    inside = {name: wrapped for part in opened for name, wrapped in part.inside.items()}
+    shapes, dtypes = {n: shapes[n] for n in files}, {n: dtypes[n] for n in files}
+    return WeightFiles(path, files, shapes, dtypes, total, metadata, inside)
 
 
 def _open_safetensors(path: Path, head: bytes):

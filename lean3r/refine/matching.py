@@ -14,6 +14,7 @@ from lean3r.refine.appearance import root, signature, vocabulary
 from lean3r.refine.features import detect, files_to_view, set_cameras
 from lean3r.refine.job import Job
 from lean3r.refine.kept import Kept
+from lean3r.refine.mirrored import mirrored
 from lean3r.refine.nearest import mutual_nearest
 from lean3r.refine.sequence import is_near
 
@@ -43,18 +44,20 @@ class Matches:
         return bool(((self.pairs < first).sum(axis=1) == 1).any())
 
 
-def find(job: Job, folder: Path, database: Path, octave: int, loops: bool = True) -> None:
+def find(job: Job, folder: Path, database: Path, octave: int, loops: bool = True) -> set[str]:
     """Find the features of a job's pictures, from this octave on, and their matches; or recall those that are kept, and
-    keep the others. Without `loops` only pairs that the job names are matched, not those that look alike."""
+    keep the others. Without `loops` only pairs that the job names are matched, not those that look alike. Returns the
+    files of photos that are mirrored, see `match`."""
     kept = Kept(job, folder, octave)
     detect(job, folder, database, octave, kept)
-    match(job, database, kept, loops)
+    odd = match(job, database, kept, loops)
     kept.keep(database)
+    return odd
 
 
-def match(job: Job, database: Path, kept: Kept, loops: bool = True) -> None:
+def match(job: Job, database: Path, kept: Kept, loops: bool = True) -> set[str]:
     """Match the features of pairs that probably overlap or, for `loops`, look alike, except for matches that are
-    kept."""
+    kept, and for photos of which one is mirrored. Returns the files of those."""
     ids = image_ids(job, database)
     pairs = job.pairs
     if pairs is not None and loops:
@@ -67,6 +70,7 @@ def match(job: Job, database: Path, kept: Kept, loops: bool = True) -> None:
     with pycolmap.Database.open(database) as opened, ThreadPoolExecutor(job.threads) as pool:
         image_of = {image.name: image.image_id for image in opened.read_all_images()}
         descriptors = {file: np.asarray(opened.read_descriptors(image).data) for file, image in image_of.items()}
+        odd = set() if job.sequences else _mirrored(opened, image_of, descriptors)
 
         def matched(pair: tuple[str, str]) -> tuple[np.ndarray, bool]:
             """Their matches, and whether these were kept."""
@@ -77,8 +81,21 @@ def match(job: Job, database: Path, kept: Kept, loops: bool = True) -> None:
         for (first, second), (matches, were_kept) in zip(in_order, pool.map(matched, in_order), strict=True):
             if not were_kept:
                 kept.add(first, second, matches if len(matches) >= LEAST_INLIERS else matches[:0])
-            if len(matches) >= LEAST_INLIERS:
+            if len(matches) >= LEAST_INLIERS and (first in odd) == (second in odd):
                 opened.write_matches(image_of[first], image_of[second], matches)
+    return odd
+
+
+def _mirrored(opened: pycolmap.Database, image_of: dict[str, int], descriptors: dict[str, np.ndarray]) -> set[str]:
+    """The files of photos that are mirrored."""
+    file_of = {image: file for file, image in image_of.items()}
+    sizes = {image: _sizes(np.asarray(opened.read_keypoints(image))) for image in file_of}
+    return {file_of[image] for image in mirrored({image_of[f]: d for f, d in descriptors.items()}, sizes)}
+
+
+def _sizes(keypoints: np.ndarray) -> np.ndarray:
+    """The sizes [K] of features: the side of a square of their area, whose shape [2, 2] is behind their place."""
+    return np.sqrt(np.abs(np.linalg.det(keypoints[:, 2:6].reshape(-1, 2, 2))))
 
 
 def verify(job: Job, database: Path) -> Matches:

@@ -47,6 +47,10 @@ CROPPED = (
     "the pictures fit clearly better with a middle of the lens each that is not theirs, as if they were cropped: focal "
     "lengths, angles and distances may be far off. Take them as the camera made them, or state their intrinsics"
 )
+MIRRORED = (
+    "{} photos seem to be mirrored, as front cameras save them: they match the others only so, and are left apart. "
+    "Mirror them back"
+)
 ZOOMS = "the frames fit clearly better with a focal length each, as if the lens zoomed, but no such model was found"
 ALMOST = 0.98  # of the matches that a model fits, that another one must fit
 ZOOM = 0.08  # spread of the logarithms of focal lengths (from the tenth to the ninth tenth); 0.05 to 0.07 if none zooms
@@ -196,11 +200,18 @@ def is_strong(answer: Answer) -> bool:
 
 
 def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Iterator[Attempt]:
-    """Features, matches, and their best model; if it lacks views, also one from matches verified with its cameras."""
+    """Features, matches, and the models of these."""
     here = folder / f"{name}{octave}"
     here.mkdir()
     database = here / "database.db"
-    matching.find(job, folder, database, octave)
+    odd = matching.find(job, folder, database, octave)
+    for attempt in of_matches(job, folder, database):
+        yield attempt.with_note("mirrored", MIRRORED.format(len(odd))) if odd else attempt
+
+
+def of_matches(job: Job, folder: Path, database: Path) -> Iterator[Attempt]:
+    """The best model of the matches in a database; if it lacks views, also one from those verified with its cameras."""
+    here = database.parent
     if job.follows:
         add_tracks(job, folder, database)
     drop_overlays(job, database)

@@ -295,6 +295,7 @@ def warnings_of(
     doubted = [view["name"] for view in views if view["registration"] == "uncertain"]
     beside = [view["name"] for view, number in zip(views, numbers, strict=True) if number in near]
     about["uncertain-views"], count["uncertain-views"] = dict.fromkeys(doubted or beside), stream["uncertain"]
+    count["identical-pictures"] = len(views) == 1 < stream["frames"]
     of = f"of {count['windows']} windows"
     texts = {
         "uncertain-views": f"{stream['uncertain']} of {stream['frames']} frames, {len(doubted)} of them keyframes, are "
@@ -305,6 +306,8 @@ def warnings_of(
         "views-disagree": f"in {count['views-disagree']} {of} the depths of views that see the same place contradict "
         "each other: their cameras may be far off",
         "not-joined": f"{count['not-joined']} {of} do not fit those before: what is in them may be elsewhere",
+        "identical-pictures": f"one keyframe in {stream['frames']} frames, as what they show does not move: without "
+        "parallax, depth is the network's guess from one picture",
     }
     return [
         {"code": code, "text": text, "views": [*about[code]][:NAMED]} for code, text in texts.items() if count[code]

@@ -17,7 +17,7 @@ from lean3r.bench import run, verify
 from lean3r.bench.run import bench, without_effect
 from lean3r.bench.settings import DENSE, Cell, Program, Settings
 from lean3r.cli.main import main
-from lean3r.errors import UsageError
+from lean3r.errors import LeanError, UsageError
 
 SMALL = Settings(sizes=(64,), views=(2, 4), repeats=2, threads=1)
 
@@ -114,6 +114,16 @@ def test_whole_reconstructions_are_refined_or_not(tmp_path: Path, refine: Litera
     (row,) = bench(settings, tmp_path / "out" / "bench.json")["rows"]
     assert row["error"] is None and {"decode", "encoder", "export"} <= set(row["parts"])
     assert ("refinement" in row["parts"]) == (refine == "on")
+
+
+def test_a_picture_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    """There are enough others, but which are taken is chosen before they are read."""
+    for name in "abc":
+        Image.new("RGB", (64, 48)).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.png").write_bytes(b"not a picture")
+    settings = replace(SMALL, views=(2,), repeats=1, whole=str(tmp_path), refine="off")
+    with pytest.raises(LeanError, match=r"1 of 2 pictures of .* could be used \(a\.png: "):
+        bench(settings, tmp_path / "out" / "bench.json")
 
 
 @pytest.mark.parametrize("where", ["the file", "a worker"])

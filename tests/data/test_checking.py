@@ -210,4 +210,4 @@ def test_depth_of_another_unit_or_without_any_is_told(tmp_path: Path) -> None:
         np.save(path, np.zeros_like(np.load(path)))
     problems = report(tmp_path, "colmap", {"depth": "depth"}).problems
     assert "scene_0" in problems[0] and "0.001 times" in problems[0] and "unit" in problems[0]
-    assert problems[-1] == "scene_1 has no depth at any pixel of its first and last view"
+    assert problems[-1] == f"{tmp_path}/scene_1 has no depth at any pixel of its first and last view"

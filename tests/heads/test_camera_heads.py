@@ -116,3 +116,13 @@ def test_normalised_cameras_start_at_the_first_camera_and_do_not_depend_on_the_u
         tokens, moved_tokens = (encoder(c, k.expand(2, 5, 3, 3), 60, 80) for c in (cameras, cameras[:, order]))
     assert tokens.shape == (2, 5, 16)
     assert_rms(moved_tokens, tokens[:, order], 1e-4)
+
+
+def test_a_camera_that_is_not_finite_is_nan_and_spoils_no_other() -> None:
+    """LAPACK ended trainings with an error of its own, instead of a step that is skipped."""
+    matrix = draw(1, 3, 3, 3).index_fill(1, torch.tensor([1]), torch.inf).requires_grad_()
+    found, back = CameraState(matrix, draw(1, 3, 3), draw(1, 3)).poses()
+    assert found[:, 1].isnan().any() and back[:, 1].isnan().any()
+    assert is_rotation(found[:, [0, 2], :3, :3])
+    found[:, [0, 2]].square().sum().backward()
+    assert matrix.grad is not None and matrix.grad[:, [0, 2]].isfinite().all()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 from PIL import Image
-from reading import choose, load_views
+from reading import choose, load_views, video
 
 from lean3r.errors import InputError
 from lean3r.inputs.listing import find_pictures
@@ -91,6 +91,28 @@ def with_streams(path: Path, sides: list[int], covers: list[bool]) -> Path:
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
     return path
+
+
+def test_a_film_of_a_dvd_is_a_film(tmp_path: Path) -> None:
+    """Though its file begins with nothing that a picture has; it may lie in a folder."""
+    video(tmp_path / "VTS_01_1.VOB", 5, "mpeg2video")
+    for path in (tmp_path, tmp_path / "VTS_01_1.VOB"):
+        (film,) = find_pictures([path]).items
+        assert isinstance(film, Film) and len(film.keys) == 5
+
+
+def test_frames_that_cannot_be_decoded_are_told_though_none_of_them_is_chosen(tmp_path: Path) -> None:
+    """In the middle of a file, whose packets state nothing of it."""
+    frames = np.random.default_rng(0).integers(0, 255, (1, 80, 300, 3)).astype(np.uint8).repeat(4, 1).repeat(4, 2)
+    path = video(tmp_path / "walk.mp4", [frames[0, :240, 4 * n : 4 * n + 320] for n in range(60)], g="60")
+    assert not choose([path]).skipped
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 2000] = bytes(2000)
+    path.write_bytes(content)
+    selection = choose([path])
+    ((name, reason),) = selection.skipped
+    assert name == "walk.mp4" and "of 60 frames can be decoded" in reason
+    assert int(reason.split()[1]) < 60 and selection.names
 
 
 @pytest.mark.parametrize("sides", [[32, 96], [96, 32]])

@@ -11,8 +11,10 @@ import pytest
 import reading
 from PIL import Image, ImageFilter
 
+from lean3r.inputs.frames import FrameChoice
+from lean3r.inputs.listing import find_pictures
 from lean3r.inputs.motion import choose, measure, small_size
-from lean3r.inputs.video import read_frames
+from lean3r.inputs.video import Film, read_frames
 
 WIDTH, HEIGHT = 192, 128
 
@@ -109,3 +111,40 @@ def test_a_short_film_gives_the_minimum_though_every_other_frame_is_watched(
     frames = [np.repeat(picture[:, :, None], 3, axis=2) for picture in film([8.0 * i for i in range(12)])]
     clip = reading.video(tmp_path / "short.mp4", frames)
     assert len(reading.choose([clip]).names) == 8
+
+
+def test_all_frames_are_watched_where_the_picture_moves_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a time lapse, and only there: the camera turns slowly first."""
+    monkeypatch.setattr("lean3r.inputs.video.WATCHED_FPS", 5)
+    places = [*range(0, 20), *range(20, 700, 24)]
+    frames = [np.repeat(picture[:, :, None], 3, axis=2) for picture in film([float(x) for x in places])]
+    (clip,) = find_pictures([reading.video(tmp_path / "lapse.mp4", frames)]).items
+    assert isinstance(clip, Film)
+    numbers = sorted(int(name[-10:-4]) for name in clip.clip(FrameChoice()).frames.values())
+    assert np.diff([n for n in numbers if n > 20]).max() == 1 and sum(n <= 20 for n in numbers) <= 3
+    watched = (clip._watched[0] or ([],))[0]
+    assert 9 <= sum(key <= clip.keys[20] for key in watched) <= 12
+
+
+def test_a_film_that_is_turned_on_the_way_is_sampled_by_its_motion(tmp_path: Path) -> None:
+    """Calls and some phones record so: the frames have another size from then on. The camera rests in between."""
+    wide, places = film([8.0 * i for i in range(20)]), [0] * 20 + list(range(20)) + [19] * 20
+    names = []
+    for name, turn in (("a.ts", 0), ("b.ts", 1)):
+        frames = [np.repeat(np.rot90(wide[at], turn)[:, :, None], 3, axis=2) for at in places[:: 1 - 2 * turn]]
+        names.append(reading.video(tmp_path / name, frames))
+    both = tmp_path / "both.ts"
+    both.write_bytes(b"".join(path.read_bytes() for path in names))
+    chosen = np.array([int(name[-10:-4]) for name in reading.choose([both]).names])
+    assert 10 < len(chosen) < 40
+    assert all(sum((first < chosen) & (chosen < first + 18)) <= 1 for first in (0, 42, 62, 102))
+
+
+def test_black_frames_are_no_views_unless_there_are_no_others(tmp_path: Path) -> None:
+    """As before a film is faded in: the first view would be one of them."""
+    shown = [np.repeat(picture[:, :, None], 3, axis=2) for picture in film([8.0 * i for i in range(40)])]
+    black = np.random.default_rng(0).integers(16, 18, (8, HEIGHT, WIDTH, 3)).astype(np.uint8)
+    names = reading.choose([reading.video(tmp_path / "dark.mp4", [*black, *shown[:20], *black, *shown[20:]])]).names
+    numbers = np.array([int(name[-10:-4]) for name in names])
+    assert len(numbers) > 10 and numbers[0] == 8 and not ((numbers >= 28) & (numbers < 36)).any()
+    assert len(reading.choose([reading.video(tmp_path / "black.mp4", [*black, *black])]).names) == 8

@@ -13,7 +13,7 @@ from inputs.test_bars import walk
 
 from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.interlaced import is_combed, without_combs
-from lean3r.inputs.stamps import Stamp, timeline
+from lean3r.inputs.stamps import Stamp, cut_short, timeline
 from lean3r.inputs.upright import turned
 from lean3r.inputs.video import Film, read_all, read_frames, scan
 
@@ -81,6 +81,16 @@ def test_films_put_one_behind_the_other_keep_all_frames(tmp_path: Path, caplog: 
     assert "its time stamps start 2 times" in caplog.text
     times_s = [time_s for time_s, _ in read_all(film(both))]
     assert np.diff(times_s) == pytest.approx(np.full(23, 0.04))
+
+
+def test_a_matroska_film_that_was_cut_off_says_so(tmp_path: Path) -> None:
+    path = video(tmp_path / "clip.mkv", np.repeat(FRAMES, 2, axis=0), g="6")
+    assert film(path).damage is None
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (film_s, *_), damage = film(path).times_s[-1:], film(path).damage
+    assert 0.5 < film_s < 4 and damage and f"ends after {film_s:.1f} of 4.8 seconds" in damage
+    assert not cut_short([0.0, 0.1, 2.0], "00:00:04.500000000"), "a slide may be shown for long"
+    assert not cut_short([0.0, 0.1], "unknown") and not cut_short([0.0, 0.1], None)
 
 
 def test_frames_of_an_avi_are_those_of_their_numbers(tmp_path: Path) -> None:

@@ -92,6 +92,22 @@ def test_any_one_of_tied_names_is_enough(kept: int, tmp_path: Path) -> None:
     assert bool((model.state_dict()["head.outputs_aux.3.2.weight"] == 7).all())
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_of_wrapped_models(wrapper: str, saved: tuple[Pi3, Path], tmp_path: Path) -> None:
+    model, path = saved
+    tensors = {wrapper + name: value for name, value in load_file(path).items()}
+    parts = [dict(list(tensors.items())[:9]), dict(list(tensors.items())[9:])]
+    torch.save({"state_dict": tensors}, tmp_path / "whole.pt")
+    for number, part in enumerate(parts):
+        save_file(part, tmp_path / f"{number}.safetensors")
+    shards = {name: f"{number}.safetensors" for number, part in enumerate(parts) for name in part}
+    (tmp_path / "all.index.json").write_text(json.dumps({"weight_map": shards}))
+    for file in ("whole.pt", "all.index.json"):
+        other = without_memory(lambda: Pi3(TINY_PI3))
+        load_weights(other, tmp_path / file)
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+
+
 def test_cast_while_reading_keeps_constants(saved: tuple[Pi3, Path]) -> None:
     model, path = saved
     with torch.device("meta"):

@@ -22,7 +22,7 @@ from lean3r.stream.publish import warnings_of
 from lean3r.view.folder import read_content
 from stream.test_sources import Steps
 from stream.test_stream import SMALL, film, run, written
-from stream.walk import Knows, walk
+from stream.walk import Knows, frame, walk
 
 
 def folder(path: Path, images: list[np.ndarray], name: str = "frame_{:06d}.png") -> Path:
@@ -159,3 +159,10 @@ def test_the_warning_of_windows_that_are_not_refined_says_why() -> None:
     (told,) = warnings_of(windows, {"frames": 30, "uncertain": 0}, [], [], set())
     assert told["code"] == "not-refined" and "3 of 4" in told["text"] and told["text"].endswith("(no parallax)")
     assert not warnings_of(windows[:1], {"frames": 30, "uncertain": 0}, [], [], set())
+
+
+def test_a_stream_that_rests_says_that_its_depth_is_a_guess(tmp_path: Path) -> None:
+    image = frame(0.3)
+    run([(i / 10, image) for i in range(30)], tmp_path)
+    (told,) = json.loads((tmp_path / "manifest.json").read_text())["warnings"]
+    assert told["code"] == "identical-pictures" and "one keyframe in 30 frames" in told["text"]

@@ -194,7 +194,7 @@ def report(root: Path, name: str | None = None, options: Mapping[str, Setting] |
             problems.append(str(error))
     if single:
         problems.append(f"{single} of {looked} scenes have only one view; a sample needs two")
-    unknown, unreadable = _read_some(opened)
+    unknown, unreadable = _read_some(opened, root)
     problems += unreadable
     if unknown:
         problems.append(
@@ -215,7 +215,7 @@ def _bad_cameras(scenes: SceneSet, scene: int, views: int) -> list[str]:
     return [bad[0] + more] if bad else []
 
 
-def _read_some(scenes: SceneSet) -> tuple[int, list[str]]:
+def _read_some(scenes: SceneSet, root: Path) -> tuple[int, list[str]]:
     """Number of pixels without finite depth, and errors, in the first and last views of a few scenes."""
     unknown, problems = 0, []
     for i in np.unique(np.linspace(0, len(scenes) - 1, min(len(scenes), _READ_VIEWS // 2)).astype(int)):
@@ -233,7 +233,7 @@ def _read_some(scenes: SceneSet) -> tuple[int, list[str]]:
             except InputError as error:
                 problems.append(str(error))
         if scenes.has_depth and known and not any(known):
-            problems.append(f"{scenes.scene_id(int(i))} has no depth at any pixel of its first and last view")
+            problems.append(f"{root / scenes.scene_id(int(i))} has no depth at any pixel of its first and last view")
     return unknown, [p for p in problems if "the pose of" not in p and "the intrinsics of" not in p]
 
 

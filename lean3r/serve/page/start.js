@@ -81,6 +81,7 @@ function send(event) {
   const bar = byId("sent");
   sending.open("POST", "/api/jobs");
   sending.upload.onprogress = (now) => { if (now.lengthComputable) bar.value = now.loaded / now.total; };
+  sending.upload.onload = () => bar.removeAttribute("value"); // the service checks what arrived
   sending.onload = () => {
     let answer = {};
     try { answer = JSON.parse(sending.responseText); } catch { /* not from the service */ }
@@ -91,6 +92,7 @@ function send(event) {
   sending.onabort = () => over("");
   byId("problem").textContent = "";
   byId("send").disabled = true;
+  bar.value = 0;
   bar.hidden = byId("stop").hidden = false;
   sending.send(form);
 }
