@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from lean3r.colmap_library import pycolmap
 from lean3r.refine.accept import Fit, fit, pair_errors, turn_only, why_not_better
@@ -74,6 +75,20 @@ def test_rays_outside_a_lens_do_not_count_for_a_rotation() -> None:
     assert np.isnan(camera.cam_from_img(xy)).any()
     every = np.tile(np.arange(50)[:, None], (1, 2))
     assert turn_only(Matches([xy, xy], np.array([[0, 1]]), [every], [None]), [camera] * 2)
+
+
+@pytest.mark.parametrize(("away", "is_turn"), [(0.08, True), (0.25, False)])
+def test_wrong_matches_do_not_hide_a_rotation_but_a_foreground_that_moves_does(away: float, is_turn: bool) -> None:
+    """A tenth may be windows that look alike; most matches of a landscape may be far away, where nothing moves."""
+    rng = np.random.default_rng(0)
+    camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=640, height=480, params=[500, 320, 240])
+    turned = pair()[2][:3, :3]
+    a = rng.uniform((0, 0), (640, 480), (200, 2))
+    seen = np.hstack([(a - [320, 240]) / 500, np.ones((200, 1))]) @ turned.T
+    b = 500 * rays(seen) + [320, 240] + rng.normal(0, 0.1, (200, 2))
+    b[: round(200 * away)] += [60, 0]
+    every = np.tile(np.arange(200)[:, None], (1, 2))
+    assert turn_only(Matches([a, b], np.array([[0, 1]]), [every], [None]), [camera] * 2) == is_turn
 
 
 def test_copies_of_photos_do_not_make_a_rotation_of_a_walk() -> None:
