@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 INLIER_PX = 2.0  # in the pictures that features were found in
 TURNED_PX = 1.0
 # Or share of the matches that a rotation fits as well which the better half of them tells. Of a wide turn before a
-# facade, whose repeated windows skew one by all matches, it fits that share within 0.4 px; of 196 sets of photographs of
-# seven scenes within 6.8 px at best.
+# facade, whose repeated windows skew one by all matches, it fits that share within 0.4 px; of 196 sets of photographs
+# of seven scenes within 6.8 px at best.
 TURNED_SHARE, AGAIN = 0.9, 3
 CAP_PX = 1000.0  # cap on reported errors: larger values carry no information
 
