@@ -172,7 +172,7 @@ def test_the_pages_in_a_browser(
     (tmp_path / "notes.txt").write_text("hello")
     browser.goto(real.address)
     browser.get_by_label("Drop photos").set_input_files([path for path in sorted(tmp_path.iterdir()) if path.is_file()])
-    assert "30 minutes" in browser.locator("#limits").text_content()
+    browser.locator("#limits", has_text="30 minutes").wait_for()
     assert "4 files" in browser.locator("#chosen").text_content()
     browser.locator("summary").click()
     for option, value in SMALL.items():
