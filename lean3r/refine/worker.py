@@ -48,8 +48,8 @@ CROPPED = (
     "lengths, angles and distances may be far off. Take them as the camera made them, or state their intrinsics"
 )
 MIRRORED = (
-    "{} photos seem to be mirrored, as front cameras save them: they match the others only so, and are left apart. "
-    "Mirror them back"
+    "{} of {} photos seem to be mirrored, as front cameras save them: they match the others only so, and are left "
+    "apart. Mirror them back"
 )
 ZOOMS = "the frames fit clearly better with a focal length each, as if the lens zoomed, but no such model was found"
 ALMOST = 0.98  # of the matches that a model fits, that another one must fit
@@ -206,7 +206,7 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     database = here / "database.db"
     odd = matching.find(job, folder, database, octave)
     for attempt in of_matches(job, folder, database):
-        yield attempt.with_note("mirrored", MIRRORED.format(len(odd))) if odd else attempt
+        yield attempt.with_note("mirrored", MIRRORED.format(len(odd), len(job.views))) if odd else attempt
 
 
 def of_matches(job: Job, folder: Path, database: Path) -> Iterator[Attempt]:

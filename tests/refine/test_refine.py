@@ -26,7 +26,6 @@ from lean3r.pipeline.refining import refine_scene
 from lean3r.refine import KnownCameras, RefineOptions, pairs, refine, settle
 from lean3r.refine.built import Built
 from lean3r.refine.job import Answer
-from lean3r.refine.misplaced import misplaced
 from lean3r.types import Lens, Reconstruction
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -207,21 +206,6 @@ def test_a_wrong_one_among_right_fixed_poses_is_named(tmp_path: Path) -> None:
         found = refine_files(exact, poses, tmp_path / str(len(named)), cam_from_world=given)
         assert [told["views"] for told in found.info.get("warnings", [])] == named
         np.testing.assert_array_equal(found.cam_from_world, given)
-
-
-def test_misplaced_views_are_those_without_which_the_others_agree() -> None:
-    right = np.full((6, 6), 0.95)
-    right[0, 1] = right[1, 0] = 0.2  # a pair whose matches are wrong says nothing of its views
-    every = np.ones(6, bool)
-    assert misplaced(right, every) == []
-    for wrong in ([3], [0, 5]):
-        shares = right.copy()
-        shares[wrong] = shares[:, wrong] = 0.05
-        assert misplaced(shares, every) == wrong
-        assert misplaced(shares, ~np.isin(range(6), wrong)) == []
-    shares[[0, 1, 2, 5]] = shares[:, [0, 1, 2, 5]] = 0.05
-    assert misplaced(shares, every) == [], "most are wrong: no one knows which"
-    assert misplaced(np.full((6, 6), np.nan), every) == []
 
 
 def test_one_known_pose_sets_the_frame(tmp_path: Path) -> None:
