@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from lean3r.inputs.pictures import Pictures
     from lean3r.models.base import Backbone
     from lean3r.pipeline.budget import Budget
+    from lean3r.refine.ahead import Ahead
     from lean3r.types import Reconstruction
 
 SHOWN = 3  # views that a warning names in the summary; manifest.json names all of them
@@ -149,7 +152,8 @@ class Reconstruct:
         """What the only process does, or process 0 of a group: everything but the network on the others' views."""
         console = Console(self.quiet)
         if not self.view:
-            _, done = self.work(console, group)
+            with self.search_ahead() as ahead:
+                _, done = self.work(console, group, ahead)
             print(json.dumps(done) if self.json else self.out)
             return
         from lean3r.view.live import Live
@@ -157,7 +161,8 @@ class Reconstruct:
         with Live(self.inputs[0]) as live:
             console.live = live
             console.line("view", f"{live.address} shows the scene as stages finish")
-            scene, done = self.work(console, group)
+            with self.search_ahead() as ahead:
+                scene, done = self.work(console, group, ahead)
             live.show(scene, is_done=True, folder=self.out)
             print(json.dumps(done) if self.json else self.out, flush=True)
             console.line(
@@ -165,7 +170,22 @@ class Reconstruct:
             )
             live.wait()
 
-    def work(self, console: Console, group: Group | None = None) -> tuple[Reconstruction, dict]:
+    def search_ahead(self) -> AbstractContextManager[Ahead | None]:
+        """Inside, photos that will be refined are searched while torch and the model are loaded, above what --memory
+        counts."""
+        refine = self.refine_options.options
+        by_default = self.model in ("auto", "none") or self.model.startswith("nano")
+        is_refined = refine.when == "on" or (refine.when == "auto" and by_default)
+        is_bounded = self.memory_options.options.memory is not None
+        if not is_refined or is_bounded or self.masks is not None or self.parallel or os.cpu_count() == 1:
+            return nullcontext()
+        from lean3r.refine.ahead import ahead_of_photos
+
+        return ahead_of_photos(self.inputs, self.frame_choice.options.max_views, refine)
+
+    def work(
+        self, console: Console, group: Group | None = None, ahead: Ahead | None = None
+    ) -> tuple[Reconstruction, dict]:
         """Run without printing to standard output; return the scene, and its summary as JSON-ready values."""
         from lean3r.export import atomic_folder, check_cameras, check_extras, picture_uses, write_all
 
@@ -207,7 +227,13 @@ class Reconstruct:
                 return self.load(name, budget, group)
 
             scene, pictures = reconstruct_files(
-                self.inputs, choices, load, console, lambda model: self.describe(console, name, reason, model), group
+                self.inputs,
+                choices,
+                load,
+                console,
+                lambda model: self.describe(console, name, reason, model),
+                group,
+                ahead,
             )
             with console.stage("writing"):
                 from lean3r.pipeline.record import with_settings

@@ -13,6 +13,7 @@ from lean3r.errors import InputError
 from lean3r.export.lenses import Camera, CameraTable
 from lean3r.export.options import ExportOptions
 from lean3r.geometry.lens import colmap_camera
+from lean3r.inputs.notes import Notes, restated, save
 from lean3r.types import Reconstruction
 
 FOLDER = "images"
@@ -40,14 +41,15 @@ def _write(reconstruction: Reconstruction, directory: Path, options: ExportOptio
     written = []
     for name, picture in options.pictures.read(views, side=10**9):
         view = views.pop(name)
-        profile = picture.info.get("icc_profile")
+        notes, warped = picture.info, table.before[view] != table.of(view)
         picture = undistort(picture.convert("RGB"), table.before[view], table.of(view))
-        written.append(_save(picture, folder, table.names[view], profile))
+        written.append(_save(picture, folder, table.names[view], restated(notes, picture.size, warped=warped)))
         for factor in options.image_factors:
             # Whole blocks of pixels, so that intrinsics are exactly those of the picture divided by the factor.
             width, height = (side - side % factor or side for side in picture.size)
             small = picture.reduce(factor, (0, 0, width, height))
-            written.append(_save(small, directory / f"{FOLDER}_{factor}", table.names[view], profile))
+            of_small = restated(notes, small.size, resized=True, warped=warped)
+            written.append(_save(small, directory / f"{FOLDER}_{factor}", table.names[view], of_small))
     if views:
         raise InputError(
             f"{len(views)} pictures cannot be read again ({min(views)}). Did the input change during the run?"
@@ -55,15 +57,15 @@ def _write(reconstruction: Reconstruction, directory: Path, options: ExportOptio
     return written
 
 
-def _save(picture: Image.Image, folder: Path, name: str, profile: bytes | None) -> Path:
+def _save(picture: Image.Image, folder: Path, name: str, notes: Notes) -> Path:
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{name} would be written outside {folder}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".png":
-        picture.save(path, "PNG", compress_level=1, icc_profile=profile)
+        save(picture, path, "PNG", notes, compress_level=1)
     else:
-        picture.save(path, "JPEG", quality=JPEG_QUALITY, icc_profile=profile)
+        save(picture, path, "JPEG", notes, quality=JPEG_QUALITY)
     return path
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import torch
-from torch.nn.functional import interpolate
 
 Emptiness = Literal["no-content", "noise"]
 
@@ -83,6 +81,9 @@ def _shrunk(image: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarr
     factor = max(1, round((counts.size / AREA) ** 0.5))
     if factor == 1:
         return image.astype(np.float32), counts
+    import torch  # late: whoever only lists and decodes pictures does without it
+    from torch.nn.functional import interpolate
+
     size = tuple(max(1, n // factor) for n in counts.shape)
     pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
     share = torch.tensor(counts)[None, None].float()

@@ -148,6 +148,11 @@ def rgb_profile(image: Image.Image) -> bytes | None:
     return profile if profile[16:20] == b"RGB " else None
 
 
+def shrunk_by(share: float) -> int:
+    """8, 4, 2 or 1: by how much a picture may shrink if at least `share` of its side length is needed."""
+    return next(factor for factor in (8, 4, 2, 1) if factor * share <= 1 or factor == 1)
+
+
 def plain(image: Image.Image, factor: int = 1) -> Image.Image:
     """A decoded image as RGB on white, `factor` times smaller with sides rounded up; converted in bands, so that hardly
     more than the image and the result is held in memory."""

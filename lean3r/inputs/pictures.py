@@ -27,7 +27,7 @@ from lean3r.inputs.kept_frames import DECODERS, LOOKAHEAD, NOT_KEPT, PNG_LEVEL, 
 from lean3r.inputs.listing import Listing, Still, find_pictures, nothing_usable
 from lean3r.inputs.masks import Masks, check_folder
 from lean3r.inputs.past import Past
-from lean3r.inputs.upright import turned, upright
+from lean3r.inputs.upright import decode_whole, turned, upright
 from lean3r.inputs.video import Clip, Frame, read_frames
 from lean3r.inputs.views import (
     Picture,
@@ -35,7 +35,6 @@ from lean3r.inputs.views import (
     assemble,
     decode_frame,
     decode_picture,
-    decode_whole,
     network_size,
     whole_size,
 )
@@ -63,10 +62,11 @@ class Pictures:
     the usual step gives too few or too many, the step changes and the video is decoded a second time.
 
     `kept` is a folder in which refinement keeps what it finds in the pictures for the next run, which shows some of
-    them again; None: nowhere. Refinement finds nothing unless so many first pictures are `meeting` others in a match,
-    and doubts what hangs loosely on those that are `joined` to what was found before (their numbers). With
-    a `past` it goes on from what was found of that, or finds nothing. If it `follows`, it follows points from frame to
-    frame of a video where few features match. In a `chain`, each picture is known to overlap with the one before.
+    them again; None: nowhere. It calls `searched` before it looks there. Refinement finds nothing unless so many
+    first pictures are `meeting` others in a match, and doubts what hangs loosely on those that are `joined` to what
+    was found before (their numbers). With a `past` it goes on from what was found of that, or finds nothing. If it
+    `follows`, it follows points from frame to frame of a video where few features match. In a `chain`, each picture
+    is known to overlap with the one before.
     """
 
     kept: Path | None = None
@@ -75,6 +75,7 @@ class Pictures:
     past: Past | None = None
     follows: bool = False
     chain: bool = False
+    searched: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Pictures -> network input: decode, turn upright, scale and crop, pad, and record how pixels map back.
 
-Colours are taken as stored, without ICC conversion, as the official programs do; transparency is composited on white;
-16-bit values are divided by 257; for animations and multi-page files the first picture is used, with a warning.
+Colours are those of sRGB: a picture with another ICC profile is converted; transparency is composited on white; 16-bit
+values are divided by 257; for animations and multi-page files the first picture is used, with a warning.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from lean3r.inputs.decoding import (
     open_image,
     plain,
     rgb_profile,
+    shrunk_by,
 )
 from lean3r.inputs.gravity import measured_up
+from lean3r.inputs.notes import in_srgb
 from lean3r.inputs.video import Clip, Frame
 from lean3r.types import Source, Views
 
@@ -119,25 +121,6 @@ def decode_picture(file: BinaryIO, name: str, size_of: SizeOf) -> Picture:
         return _read(image, name, size_of)
 
 
-def decode_whole(file: BinaryIO, name: str, side: int) -> Image.Image:
-    """Decode one picture file, upright, RGB, uncropped; its longer side has at least `side` pixels, if it had them.
-
-    It comes at its own size, or at a half, a quarter or an eighth of that (rounded up to whole pixels) if the format
-    decodes faster so. Its info holds the `icc_profile` of its colours, if there is one. Raises InputError whose message
-    is the reason, without the name.
-    """
-    with open_image(file) as image:
-        orientation, _ = exif(image, name)
-        share = min(1.0, side / max(image.size))
-        if not image.draft(None, (math.ceil(share * image.width), math.ceil(share * image.height))) and is_large(image):
-            whole = plain(image, _shrunk_by(share))
-        else:
-            whole = on_white(eight_bit(image))
-        whole = whole.transpose(TURNS[orientation]) if orientation in TURNS else whole
-        whole.info = {"icc_profile": profile} if (profile := rgb_profile(image)) else {}
-        return whole
-
-
 def _read(image: Image.Image, name: str, size_of: SizeOf) -> Picture:
     """From an open, still undecoded image to a Picture."""
     orientation, focal_35mm = exif(image, name)
@@ -158,16 +141,14 @@ def _read(image: Image.Image, name: str, size_of: SizeOf) -> Picture:
     shrink = drafted[1][2] / stored_width if drafted else 1.0
     image.load()
     if is_large(image):
-        factor = _shrunk_by(2 * cover / shrink)
+        factor = shrunk_by(2 * cover / shrink)
         image, shrink = plain(image, factor), shrink / factor
+    profile = rgb_profile(image)
     pixels, transform = fit(eight_bit(image), (width, height), orientation, target, shrink)
+    if profile is not None:
+        pixels = np.array(in_srgb(Image.fromarray(pixels), profile))
     focal_px = None if focal_35mm is None else focal_35mm / DIAGONAL_35MM * math.hypot(width, height)
     return Picture(Source(name, width, height, transform, focal_px, None, orientation, up), pixels)
-
-
-def _shrunk_by(share: float) -> int:
-    """8, 4, 2 or 1: by how much a picture may shrink if at least `share` of its side length is needed."""
-    return next(factor for factor in (8, 4, 2, 1) if factor * share <= 1 or factor == 1)
 
 
 def fit(

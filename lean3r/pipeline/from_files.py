@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lean3r.inputs.pictures import Pictures
     from lean3r.models.base import Backbone
     from lean3r.pipeline.budget import Budget
+    from lean3r.refine.ahead import Ahead
     from lean3r.types import Lens, Reconstruction, Source
 
 
@@ -50,10 +51,11 @@ def reconstruct_files(
     observer: Observer,
     loaded: Callable[[Backbone], None] = lambda model: None,
     group: Group | None = None,
+    ahead: Ahead | None = None,
 ) -> tuple[Reconstruction, Pictures]:
     """The scene in its final scale, and its pictures. `load` makes the model for a number of views and a budget;
-    `loaded` is told of it; `group` is that of the processes that share the views. The errors are those of Pictures, of
-    `load` and of lean3r.reconstruct."""
+    `loaded` is told of it; `group` is that of the processes that share the views; what works `ahead` of refinement ends
+    then. The errors are those of Pictures, of `load` and of lean3r.reconstruct."""
     refine = choices.refine
     with observer.stage("loading"):  # of torch, too
         from lean3r.inputs.pictures import Pictures
@@ -63,6 +65,8 @@ def reconstruct_files(
 
         keep = choices.keep_frames or refine.when != "off" or choices.stereo.may_enlarge(choices.cameras.are_given)
         pictures = Pictures(inputs, choices.frames, masks=choices.masks, keep_frames=keep)
+        if ahead is not None:
+            pictures.kept, pictures.searched = ahead.kept, ahead.end
         places = choices.scale.check(pictures)
         if choices.check_map is not None:
             choices.check_map([(place.latitude_deg, place.longitude_deg) for place in places])

@@ -1,32 +1,38 @@
-"""Features and matches of frames that a later job will show, found in idle moments and kept for it.
+"""Features and matches of pictures that a later job will show, found in idle moments and kept for it.
 
-A job has stages that keep one processor busy, and so has what follows it. Meanwhile a process of the lowest priority
-(searcher.py) searches the frames that wait. Nothing depends on how far it comes: the job finds the rest itself.
+A job has stages that keep one processor busy, and so have what follows it and, before the first one, loading torch and
+a network. Meanwhile a process of the lowest priority searches the frames that wait (searcher.py), or the photos
+(photo_searcher.py). Nothing depends on how far it comes: the job finds the rest itself.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lean3r.inputs.pictures import Pictures
 from lean3r.processes import python_command, with_threads_of_its_own
 from lean3r.refine.job import PICTURES, Group, Job, View
 from lean3r.refine.options import RefineOptions
 from lean3r.refine.pictures import scale_of, size_of, write_originals
 from lean3r.refine.sequence import pairs_along, sequences
 from lean3r.scratch import temporary_folder
-from lean3r.types import Source
+
+if TYPE_CHECKING:
+    from lean3r.inputs.pictures import Pictures
+    from lean3r.types import Source
 
 
 class Ahead:
-    """The `process` that works ahead, if there is one."""
+    """The `process` that works ahead, if there is one; and a folder in which what it finds in photos is `kept`."""
 
     def __init__(self) -> None:
+        self.kept: Path | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self._folder, self._names = ExitStack(), ()
 
@@ -42,8 +48,19 @@ class Ahead:
             write_job(sources, pictures, options, folder)
         except OSError:  # a full disk: what is not found now is found later
             return
+        self._start("searcher", str(folder))
+
+    def begin_photos(self, inputs: Sequence[str], max_views: int | None, options: RefineOptions) -> None:
+        """Search the photos of these inputs, of which at most `max_views` are used, and keep what is found in `kept`.
+        This needs no torch."""
+        wanted = {"inputs": list(inputs), "max_views": max_views, "side": options.side}
+        wanted["most_features"] = options.features
+        folder = self._folder.enter_context(temporary_folder("ahead"))
+        self._start("photo_searcher", str(folder), str(self.kept), json.dumps(wanted))
+
+    def _start(self, module: str, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            python_command("lean3r.refine.searcher", str(folder)),
+            python_command(f"lean3r.refine.{module}", *arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -60,6 +77,18 @@ class Ahead:
             self.process.stdin.close()
         self.process, self._names = None, ()
         self._folder.close()
+
+
+@contextmanager
+def ahead_of_photos(inputs: Sequence[str], max_views: int | None, options: RefineOptions) -> Iterator[Ahead]:
+    """Inside, photos are searched until `end`, and what was found is kept."""
+    with ExitStack() as stack:
+        ahead = Ahead()
+        with suppress(OSError):  # a full disk: what is not found now is found later
+            ahead.kept = stack.enter_context(temporary_folder("kept"))
+            stack.callback(ahead.end)
+            ahead.begin_photos(inputs, max_views, options)
+        yield ahead
 
 
 def write_job(sources: Sequence[Source], pictures: Pictures, options: RefineOptions, folder: Path) -> None:

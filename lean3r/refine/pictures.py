@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from lean3r.inputs.masks import Masks
-from lean3r.inputs.pictures import Pictures
-from lean3r.types import Reconstruction, Source
+if TYPE_CHECKING:
+    from lean3r.inputs.masks import Masks
+    from lean3r.inputs.pictures import Pictures
+    from lean3r.types import Reconstruction, Source
 
 # Pixels of the longer side at which frames of films are searched: more take longer, and hold no better. An office walk,
 # enlarged to 1920 x 1280, as a stream: 640 6.4 cm in 86 s, 800 6.3 cm, 960 6.6 cm in 207 s, 1600 310 s and a third of
@@ -19,14 +21,22 @@ from lean3r.types import Reconstruction, Source
 FRAME_SIDE = 640
 
 
-def scale_of(source: Source, side: int) -> float:
+class Size(NamedTuple):
+    """That of a picture of which nothing else is known, in pixels."""
+
+    width: int
+    height: int
+    timestamp_s: float | None = None
+
+
+def scale_of(source: Source | Size, side: int) -> float:
     """Factor by which a picture is shrunk, to `side` pixels at most, or a frame of a film to FRAME_SIDE."""
     if source.timestamp_s is not None:
         side = min(side, FRAME_SIDE)
     return min(1.0, side / max(source.width, source.height))
 
 
-def size_of(source: Source, scale: float) -> tuple[int, int]:
+def size_of(source: Source | Size, scale: float) -> tuple[int, int]:
     """(width, height) of the shrunk picture; fractions of a pixel are cut off."""
     return max(1, math.floor(source.width * scale + 1e-6)), max(1, math.floor(source.height * scale + 1e-6))
 
@@ -53,12 +63,9 @@ def write_originals(sources: Sequence[Source], pictures: Pictures, side: int, fi
     written = [False] * len(files)
     for name, image in pictures.read(view_of, side):
         view = view_of[name]
-        source = sources[view]
-        decoded = round(source.width / image.width)  # some formats decode at a half, a quarter or an eighth
-        is_same = (math.ceil(source.width / decoded), math.ceil(source.height / decoded)) == image.size
-        if is_same:
-            shrunk(image, source, scale_of(source, side), decoded).save(files[view])
-        written[view] = is_same
+        if (grey := searched(image, sources[view], side)) is not None:
+            grey.save(files[view])
+            written[view] = True
     return written
 
 
@@ -72,7 +79,15 @@ def write_masks(masks: Masks, sources: Sequence[Source], side: int, files: list[
         Image.fromarray(counts.astype(np.uint8) * 255).save(file)
 
 
-def shrunk(image: Image.Image, source: Source, scale: float, decoded: int) -> Image.Image:
+def searched(image: Image.Image, source: Source | Size, side: int) -> Image.Image | None:
+    """The picture of a source as it is searched, at most `side` pixels long; some formats decode at a half, a quarter
+    or an eighth. None if it is another picture: its size does not fit."""
+    decoded = round(source.width / image.width)
+    is_same = (math.ceil(source.width / decoded), math.ceil(source.height / decoded)) == image.size
+    return shrunk(image, source, scale_of(source, side), decoded) if is_same else None
+
+
+def shrunk(image: Image.Image, source: Source | Size, scale: float, decoded: int) -> Image.Image:
     """The picture of a source, decoded so many times smaller, as it is searched: grey, shrunk by `scale`."""
     width, height = size_of(source, scale)
     grey = image.convert("L")

@@ -72,6 +72,8 @@ def run(
         return keep_predicted(reconstruction, report, "a single view gives no parallax", start)
     with temporary_folder("refine") as folder:
         job = prepare(reconstruction, pictures, options, known, masks, folder)
+        if pictures is not None:
+            pictures.searched()
         limit = report["limit_s"] = options.limit(len(job.views))  # those of the past take their time, too
         if is_stated:
             ended = work(folder, limit - (time.perf_counter() - start))

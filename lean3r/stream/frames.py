@@ -24,8 +24,9 @@ from lean3r.inputs.arrays import pixels_of
 from lean3r.inputs.decoding import TURNS, own_pixel_limit
 from lean3r.inputs.listing import Listing, Still, find_pictures
 from lean3r.inputs.trajectory import stamp_of
+from lean3r.inputs.upright import decode_whole
 from lean3r.inputs.video import Film, read_all
-from lean3r.inputs.views import check_shape, decode_whole
+from lean3r.inputs.views import check_shape
 from lean3r.stream.engine import Frame
 
 logger = logging.getLogger("lean3r")

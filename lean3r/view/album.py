@@ -16,6 +16,7 @@ from PIL import Image
 
 from lean3r.errors import InputError
 from lean3r.export import lenses, pictures
+from lean3r.export.names import unique_names
 from lean3r.geometry.lens import Optics, scale_lens
 from lean3r.inputs.listing import Still, find_pictures
 from lean3r.types import Lens, Source
@@ -89,10 +90,15 @@ class FolderAlbum:
             return {}
         undistorted = self._config.get("undistort") is True
         views = self._certain if undistorted else range(len(self._sources))
-        written = lenses.written_names((self._sources[view].name for view in views), undistorted=undistorted)
-        paths = {view: self._folder / IMAGES / name for view, name in zip(views, written, strict=True)}
-        there = {view: path for view, path in paths.items() if is_file(path, self._folder / IMAGES)}
-        return {view: Still(path.name, partial(path.open, "rb")) for view, path in there.items()}
+        names, images = [self._sources[view].name for view in views], self._folder / IMAGES
+        stills: dict[int, Still] = {}
+        written = lenses.written_names(names, undistorted=undistorted)
+        for view, name, older in zip(views, written, unique_names(names), strict=True):
+            # Undistorted pictures of older results are in folders.
+            for path in (images / name, images / older)[: 2 if "/" in older else 1]:
+                if view not in stills and is_file(path, images):
+                    stills[view] = Still(path.name, partial(path.open, "rb"))
+        return stills
 
     @cached_property
     def _stills(self) -> dict[int, Still]:
@@ -137,7 +143,8 @@ class FolderAlbum:
     def photo(self, view: int, side: int) -> Image.Image | None:
         """See content.Album."""
         from lean3r.inputs.decoding import own_pixel_limit
-        from lean3r.inputs.views import decode_whole
+        from lean3r.inputs.notes import in_srgb
+        from lean3r.inputs.upright import decode_whole
 
         if (keyframe := self._keyframe(view)) is not None:
             return self._whole(view, keyframe["image"], keyframe)
@@ -146,6 +153,7 @@ class FolderAlbum:
             try:
                 with own_pixel_limit(), still.open() as file:
                     picture = decode_whole(file, still.name, side)
+                picture = in_srgb(picture, picture.info.get("icc_profile"))
             except (InputError, OSError, ValueError):
                 return None
             if view in self._own and self._config.get("undistort") is True:

@@ -18,8 +18,8 @@ from reading import load_views
 from lean3r.errors import InputError
 from lean3r.inputs import decoding
 from lean3r.inputs.pictures import Pictures
-from lean3r.inputs.upright import upright
-from lean3r.inputs.views import decode_picture, decode_whole, network_size
+from lean3r.inputs.upright import decode_whole, upright
+from lean3r.inputs.views import decode_picture, network_size
 
 FORMATS: dict[str, dict[str, Any]] = {
     "PNG": {},
@@ -169,14 +169,14 @@ def test_large_pictures_take_bounded_memory(tmp_path: Path) -> None:
     side = 13_800
     Image.new("P", (side, side)).save(tmp_path / "palette.png", transparency=0, compress_level=1)
     script = (
-        "import resource, sys, lean3r.inputs.views as i\n"
+        "import resource, sys, lean3r.inputs.upright as u, lean3r.inputs.views as i\n"
         "from lean3r.inputs.decoding import own_pixel_limit\n"
         "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
         "before = used()\n"
         "with own_pixel_limit(), open(sys.argv[1], 'rb') as f:\n"
         "    p = i.decode_picture(f, 'x', lambda width, height: (240, 240))\n"
         "    f.seek(0)\n"
-        "    w = i.decode_whole(f, 'x', 1600)\n"
+        "    w = u.decode_whole(f, 'x', 1600)\n"
         "assert p.pixels.min() == 255 and w.size == (1725, 1725), (p.pixels.min(), w.size)\n"
         "print(used() - before)\n"
     )
