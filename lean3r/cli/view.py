@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import tyro
 
@@ -148,7 +149,9 @@ class View:
             print(json.dumps({"address": server.address}) if self.json else server.address, flush=True)
             if self.no_browser or not open_page(server.address):
                 why = "" if self.no_browser else "no browser was found: "
-                console.line("view", f"{why}open {server.address} in a browser on this machine; Ctrl-C ends it")
+                port = urlsplit(server.address).port
+                where = f"on this machine, or on another after `ssh -L {port}:localhost:{port}` to this one"
+                console.line("view", f"{why}open {server.address} in a browser {where}; Ctrl-C ends it")
             else:
                 console.line("view", "the browser shows it; Ctrl-C ends it")
             server.wait()

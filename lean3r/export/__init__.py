@@ -148,6 +148,7 @@ def export(
     chosen = parse_formats(formats)
     if options is not None:
         _check(options, chosen)
+        options.warn_of_unread(chosen)
     with atomic_folder(out, overwrite=overwrite) as directory:
         write_all(_with_record(_with_caution(reconstruction, chosen, options), options), directory, chosen, options)
     return Path(out).expanduser()

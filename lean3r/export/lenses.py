@@ -89,11 +89,13 @@ def check(options: ExportOptions, sources: Sequence[Source], lenses: Sequence[Le
         return
     if len(sizes := sorted({(s.width, s.height) for s in sources})) > 1:
         listed = ", ".join(f"{w}x{h}" for w, h in sizes[:4])
-        raise UsageError(f"one shared camera needs pictures of one size; got {listed}. Omit --shared-camera.")
+        raise UsageError(
+            f"one shared camera needs pictures of one size; got {listed}. Omit --shared-camera (shared_camera=True)."
+        )
     if len(known := set(lenses) - {None}) > 1:
         raise UsageError(
             f"one shared camera needs one lens; the views have {len(known)}. Refine with --share-lens always and "
-            "without known lenses, or omit --shared-camera."
+            "without known lenses, or omit --shared-camera (shared_camera=True)."
         )
 
 

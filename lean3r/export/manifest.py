@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lean3r.export.atomic import MANIFEST
 from lean3r.export.cameras import json_bytes
+from lean3r.processes import peak_memory_mb
 from lean3r.types import Reconstruction
 
 LAYOUT_VERSION = 1
@@ -54,6 +55,8 @@ def write(
     manifest = directory / MANIFEST
     listed = [*files, *written, manifest]
     stages = dict(info.pop("seconds", {}))
+    if "peak_memory_mb" in info:  # the files are written now, which may have taken more than the run before
+        info["peak_memory_mb"] = max(info["peak_memory_mb"], peak_memory_mb())
     manifest.write_bytes(
         json_bytes(
             {

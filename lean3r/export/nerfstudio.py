@@ -73,13 +73,13 @@ def check(options: ExportOptions, sources: Sequence[Source], lenses: Sequence[Le
         if lens.model not in PARAMETERS or (lens.model == "FULL_OPENCV" and any(lens.params[9:])):
             raise UsageError(
                 f"nerfstudio has no lens model {lens.model}; expected {', '.join(PARAMETERS)}, k4 to k6 zero. "
-                "Write undistorted pictures instead: --undistort."
+                "Write undistorted pictures instead: --undistort (undistort=True)."
             )
         models.add(_model(lens))
     if len(models) > 1:
         raise UsageError(
             f"nerfstudio needs one lens model for all views; got {', '.join(sorted(models))}. "
-            "Write undistorted pictures instead: --undistort."
+            "Write undistorted pictures instead: --undistort (undistort=True)."
         )
 
 

@@ -120,7 +120,8 @@ class ExportOptions:
         if (self.undistort or self.images == "always") and not self.copies_frames(uses):
             raise UsageError(
                 f"{'--undistort' if self.undistort else '--images always'} writes pictures only with the formats "
-                "colmap and nerfstudio. Choose one of them, without --images never."
+                "colmap and nerfstudio. Choose one of them, without --images never (in Python undistort=True, "
+                "images='always' and images='never')."
             )
 
     def check_pictures(self) -> None:
@@ -136,11 +137,18 @@ class ExportOptions:
         """Log a warning for each option that was chosen and that none of the formats reads, and for factors of pictures
         that are not written."""
         if self.image_factors != type(self).image_factors and not self.undistort:
-            logger.warning("--image-factors has no effect without --undistort, which writes pictures to reduce")
+            logger.warning(
+                "--image-factors has no effect without --undistort, which writes pictures to reduce (in Python "
+                "image_factors and undistort=True)"
+            )
         for name, readers in READ_BY.items():
             if getattr(self, name) != getattr(type(self), name) and not set(readers) & set(formats):
-                flag = name.replace("_", "-")
-                logger.warning("--%s has no effect: only the format %s reads it (--format)", flag, " or ".join(readers))
+                logger.warning(
+                    "--%s (%s in Python) has no effect: only the format %s reads it",
+                    name.replace("_", "-"),
+                    name,
+                    " or ".join(readers),
+                )
 
     def check_place(self, is_located: bool) -> None:
         """Raise UsageError, before any work is done, if `crs` does not exist, or needs a scene with GPS, which this one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -41,15 +42,16 @@ def _write(reconstruction: Reconstruction, directory: Path, options: ExportOptio
     written = []
     for name, picture in options.pictures.read(views, side=10**9):
         view = views.pop(name)
-        notes, warped = picture.info, table.before[view] != table.of(view)
+        warped = table.before[view] != table.of(view)
+        notes = partial(restated, picture.info, is_whole=not warped)
         picture = undistort(picture.convert("RGB"), table.before[view], table.of(view))
-        written.append(_save(picture, folder, table.names[view], restated(notes, picture.size, warped=warped)))
+        written.append(_save(picture, folder, table.names[view], notes(picture.size, resized=warped)))
         for factor in options.image_factors:
             # Whole blocks of pixels, so that intrinsics are exactly those of the picture divided by the factor.
             width, height = (side - side % factor or side for side in picture.size)
             small = picture.reduce(factor, (0, 0, width, height))
-            of_small = restated(notes, small.size, resized=True, warped=warped)
-            written.append(_save(small, directory / f"{FOLDER}_{factor}", table.names[view], of_small))
+            place = directory / f"{FOLDER}_{factor}"
+            written.append(_save(small, place, table.names[view], notes(small.size, resized=True)))
     if views:
         raise InputError(
             f"{len(views)} pictures cannot be read again ({min(views)}). Did the input change during the run?"

@@ -18,6 +18,7 @@ from PIL import Image
 
 from lean3r.errors import InputError
 from lean3r.inputs.listing import Still
+from lean3r.inputs.notes import in_srgb
 from lean3r.inputs.pictures import Pictures
 from lean3r.inputs.upright import upright
 from lean3r.pipeline.overlap import Matcher
@@ -126,7 +127,7 @@ def look_at(sources: Sequence[Source], mask: np.ndarray, stills: Sequence[Still]
         small = image.convert("RGB").resize(
             (int(right - left), int(bottom - top)), Image.Resampling.BICUBIC, box=tuple(box)
         )
-        images[view, top:bottom, left:right] = np.asarray(small)
+        images[view, top:bottom, left:right] = np.asarray(in_srgb(small, image.info.get("icc_profile")))
     if number:
         raise InputError(f"{min(number)} of the scene cannot be read any more.")
     return images

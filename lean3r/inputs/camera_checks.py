@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from lean3r.errors import InputError
 from lean3r.geometry.lens import LENSES
-from lean3r.geometry.rotation import nearest_rotation
-from lean3r.types import Lens
+
+if TYPE_CHECKING:
+    from lean3r.types import Lens
 
 EXACT = 1e-12  # rounding of a rotation in double precision
 
@@ -61,7 +62,8 @@ def rigid(pose: np.ndarray, name: str) -> np.ndarray:
     rotation = pose[:3, :3]
     if np.abs(rotation @ rotation.T - np.eye(3)).max() < EXACT:
         return pose
+    left, _, right = np.linalg.svd(rotation)
     exact = np.eye(4)
-    exact[:3, :3] = nearest_rotation(torch.from_numpy(np.ascontiguousarray(rotation))).numpy()
+    exact[:3, :3] = left @ right
     exact[:3, 3] = exact[:3, :3] @ np.linalg.solve(rotation, pose[:3, 3])
     return exact

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,11 @@ from lean3r.inputs.camera_checks import check_pose, no_pinhole
 from lean3r.inputs.colmap_files import check_model, is_binary, names_in_text
 from lean3r.inputs.given import GivenCamera, GivenCameras
 from lean3r.inputs.listing import printable
-from lean3r.inputs.trajectory import read_trajectory
 from lean3r.json_text import parse_json
-from lean3r.types import Lens
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # who reads cameras without lenses needs no torch
     from lean3r.colmap_library import pycolmap
+    from lean3r.types import Lens
 
 logger = logging.getLogger("lean3r")
 
@@ -53,6 +52,8 @@ def read_given(path: str | Path) -> GivenCameras:
         return _from_json(path)
     if _is_colmap(path.parent) and path.name in COLMAP_FILES:
         return _from_colmap(path.parent)
+    from lean3r.inputs.trajectory import read_trajectory
+
     try:
         return GivenCameras(origin=str(path), trajectory=read_trajectory(path))
     except ValueError as error:
@@ -124,7 +125,7 @@ def open_colmap(folder: str | Path) -> pycolmap.Reconstruction:
     except (ValueError, RuntimeError, OSError, LookupError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"{folder} holds no readable COLMAP model ({reason}); expected cameras, images, points3D."
+            f"{folder} holds no readable COLMAP model ({reason}); expected cameras, images, points3D of one model."
         ) from error
 
 
@@ -160,7 +161,7 @@ def _from_colmap(folder: Path) -> GivenCameras:
         camera, name = model.cameras[image.camera_id], printable(image.name.replace("\\", "/"))
         if camera.model.name not in LENSES:
             raise no_pinhole(name, camera.model.name)
-        lens = Lens(camera.model.name, tuple(map(float, camera.params)))
+        lens = _lens(camera.model.name, camera.params)
         pose = np.vstack([image.cam_from_world().matrix(), [0.0, 0.0, 0.0, 1.0]])
         cameras.append(GivenCamera(name, camera.width, camera.height, cam_from_world=pose, lens=lens))
     return _given(cameras, str(folder))
@@ -198,7 +199,7 @@ def _from_lean3r(content: Mapping[str, Any], origin: str) -> GivenCameras:
         intrinsics, lens = view.get("K"), view.get("lens")
         size = (int(view["width"]), int(view["height"])) if intrinsics is not None else (None, None)
         if lens is not None:
-            lens = Lens(str(lens["model"]), tuple(map(float, lens["params"])))
+            lens = _lens(str(lens["model"]), lens["params"])
         cameras.append(GivenCamera(str(view["name"]), *size, _matrix(intrinsics), _matrix(pose), lens))
     return _given(cameras, origin, content.get("scale") == "metric")
 
@@ -245,12 +246,18 @@ def _brown(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     camera["intrinsics"] = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
     k1, k2, p1, p2, k3 = (float(values.get(key, 0)) for key in ("k1", "k2", "p1", "p2", "k3"))
     if k3:
-        camera["lens"] = Lens("FULL_OPENCV", (fx, fy, cx, cy, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0))
+        camera["lens"] = _lens("FULL_OPENCV", (fx, fy, cx, cy, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0))
     elif k1 or k2 or p1 or p2:
-        camera["lens"] = Lens("OPENCV", (fx, fy, cx, cy, k1, k2, p1, p2))
+        camera["lens"] = _lens("OPENCV", (fx, fy, cx, cy, k1, k2, p1, p2))
     elif {"k1", "k2", "p1", "p2", "k3"} & values.keys() or kind.endswith("PINHOLE"):
-        camera["lens"] = Lens("PINHOLE", (fx, fy, cx, cy))
+        camera["lens"] = _lens("PINHOLE", (fx, fy, cx, cy))
     return camera
+
+
+def _lens(model: str, params: Iterable[Any]) -> Lens:
+    from lean3r.types import Lens
+
+    return Lens(model, tuple(map(float, params)))
 
 
 def _focal(angle: Any, size: int) -> float:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,8 +15,10 @@ from lean3r.errors import InputError
 from lean3r.geometry.lens import move_lens, pinhole_part, scale_lens
 from lean3r.inputs.camera_checks import check_intrinsics, check_lens, rigid
 from lean3r.inputs.listing import IMAGE_SUFFIXES
-from lean3r.inputs.trajectory import Trajectory
-from lean3r.types import Lens
+
+if TYPE_CHECKING:  # who reads cameras without lenses needs no torch
+    from lean3r.inputs.trajectory import Trajectory
+    from lean3r.types import Lens
 
 logger = logging.getLogger("lean3r")
 

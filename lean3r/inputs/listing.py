@@ -32,7 +32,9 @@ IMAGE_SUFFIXES = (
 )
 VIDEO_SUFFIXES = (
     ".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp", ".wmv", ".flv",
-    ".asf", ".ogv", ".vob", ".mxf", ".dv", ".h264", ".264", ".h265", ".265", ".hevc", ".ivf",
+    ".asf", ".ogv", ".vob", ".mxf", ".dv", ".h264", ".264", ".h265", ".265", ".hevc", ".ivf", ".m2v", ".m1v", ".mpv",
+    ".m2p", ".mpe", ".mod", ".tod", ".m2t", ".trp", ".mjpeg", ".mjpg", ".y4m", ".nut", ".divx", ".f4v", ".3g2", ".ogm",
+    ".qt",
 )
 # fmt: on
 ANIMATED_SUFFIXES = (".gif", ".apng")  # in a folder; a .png, of which there may be many, is a picture

@@ -53,16 +53,16 @@ def _to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
         return None
 
 
-def restated(notes: Notes, size: tuple[int, int], *, resized: bool = False, warped: bool = False) -> dict[str, bytes]:
-    """The notes for an upright copy of some (width, height), whose pixels have another size or follow another lens than
-    EXIF says.
+def restated(notes: Notes, size: tuple[int, int], *, resized: bool = False, is_whole: bool = True) -> dict[str, bytes]:
+    """The notes for an upright copy of some (width, height), whose pixels may be `resized`, and which may not show the
+    `is_whole` frame of the camera.
 
     EXIF has neither a thumbnail then, which would show the original, nor focal lengths that no longer hold; all else of
     it stays byte for byte where it is, because notes of makers point into it.
     """
     values = {ORIENTATION: 1, WIDTH: size[0], HEIGHT: size[1], EXIF_WIDTH: size[0], EXIF_HEIGHT: size[1]}
-    values |= {FOCAL_PLANE_UNIT: NO_UNIT} if resized or warped else {}
-    values |= {FOCAL_35MM: UNKNOWN} if warped else {}
+    values |= {FOCAL_PLANE_UNIT: NO_UNIT} if resized else {}
+    values |= {} if is_whole else {FOCAL_35MM: UNKNOWN}
     kept = {"exif": _with_values(notes.get("exif", b""), values), "xmp": _upright_xmp(notes.get("xmp", b""))}
     kept = {kind: note for kind, note in kept.items() if 0 < len(note) <= MOST_BYTES}
     return kept | ({"icc_profile": profile} if (profile := notes.get("icc_profile")) else {})
@@ -114,7 +114,7 @@ def _with_values(exif: bytes, values: Mapping[int, int]) -> bytes:
             end = block + 2 + 12 * entries
             for at in range(block + 2, end, 12):
                 tag, kind, count, value = struct.unpack_from(order + "HHII", out, at)
-                if tag == EXIF and block == first:
+                if tag == EXIF and len(blocks) == 1:  # once: a block may name itself
                     blocks.append(value)
                 elif tag in values and count == 1 and kind in (SHORT, LONG):
                     struct.pack_into(order + ("H" if kind == SHORT else "I"), out, at + 8, values[tag])

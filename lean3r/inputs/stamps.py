@@ -8,7 +8,7 @@ from statistics import median
 from typing import NamedTuple
 
 # FFmpeg makes up the stamps of these from the order of the packets, which is not that of the frames.
-UNSTAMPED = ("avi", "h264", "hevc", "ivf")
+UNSTAMPED = ("avi", "h264", "hevc", "ivf", "mpegvideo", "mjpeg")
 ENDS_S = 1.0  # by which the last frame of a whole film may lie before its stated end
 
 

@@ -56,7 +56,7 @@ def decode_sized(file: BinaryIO, name: str, side: int) -> tuple[Image.Image, tup
         else:
             whole = on_white(eight_bit(image))
         whole = turned(whole, orientation)
-        whole.info = {**restated(notes_of(image), whole.size, warped=focal is None)}
+        whole.info = {**restated(notes_of(image), whole.size, is_whole=focal is not None)}
         return whole, (height, width) if orientation >= 5 else (width, height)
 
 
@@ -78,7 +78,7 @@ def upright(content: bytes) -> bytes:
                 notes["icc_profile"] = profile
             # A copy: the picture itself would save what its file says besides.
             copy = turned(image.copy(), orientation)
-            save(copy, file, image.format or "", restated(notes, copy.size, warped=focal is None), **quality)
+            save(copy, file, image.format or "", restated(notes, copy.size, is_whole=focal is not None), **quality)
     except InputError as error:
         if is_picture:
             logger.warning("a picture could not be rotated and keeps its EXIF orientation: %s", error)

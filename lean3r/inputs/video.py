@@ -39,7 +39,7 @@ COMBED_SAMPLES, COMBED = 8, 1 / 3  # frames that are looked at for combs; share 
 THREADS = 2  # decoder errors appear as many packets late as there are threads
 MAX_FRAME_PIXELS = 100_000_000
 # Demuxers of plain containers only: playlists and concat scripts could make FFmpeg open other files or addresses.
-CONTAINERS = "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg,h264,hevc,mxf,dv,ivf,gif,apng"
+CONTAINERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,mjpeg,yuv4mpegpipe,asf,flv,ogg,h264,hevc,mxf,dv,ivf,nut,gif,apng"
 # Where x and y of a frame are shown, as signs (x to x, x to y, y to x, y to y) -> the EXIF orientation of the same.
 EXIF_OF_MATRIX = {
     **{(1, 0, 0, 1): 1, (-1, 0, 0, 1): 2, (-1, 0, 0, -1): 3, (1, 0, 0, -1): 4},

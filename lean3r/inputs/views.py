@@ -140,10 +140,10 @@ def _read(image: Image.Image, name: str, size_of: SizeOf) -> Picture:
     # A side that the fraction does not divide ends in a part of a pixel: image.size would be a little too large.
     shrink = drafted[1][2] / stored_width if drafted else 1.0
     image.load()
+    profile = rgb_profile(image)
     if is_large(image):
         factor = shrunk_by(2 * cover / shrink)
         image, shrink = plain(image, factor), shrink / factor
-    profile = rgb_profile(image)
     pixels, transform = fit(eight_bit(image), (width, height), orientation, target, shrink)
     if profile is not None:
         pixels = np.array(in_srgb(Image.fromarray(pixels), profile))

@@ -29,6 +29,7 @@ KINDS = {
 }
 MANY = 12  # names that a warning lists
 LEAST_TIES = 10  # common points that tie two views firmly
+UNWRITTEN = "without writing the files"
 
 
 def page(facts: Facts) -> str:
@@ -120,10 +121,11 @@ def _tiles(facts: Facts, agreement: Agreement | None) -> list[tuple[str, str, st
     if rms is not None:
         tiles.append(("GPS residual", f"{rms:.2f} m", "root mean square"))
     if costs:
-        parts = [as_text(about.get("device")), "" if "export" in costs else "without writing the files"]
+        parts = [as_text(about.get("device")), "" if "export" in costs else UNWRITTEN]
         tiles.append(("Time", f"{sum(costs.values()):,.1f} s", ", ".join(filter(None, parts))))
     if memory is not None:
-        tiles.append(("Peak memory", f"{memory:,.0f} MB", "" if gpu is None else f"{gpu:,.0f} MB on the GPU"))
+        parts = ["" if gpu is None else f"{gpu:,.0f} MB on the GPU", "" if "export" in costs else UNWRITTEN]
+        tiles.append(("Peak memory", f"{memory:,.0f} MB", ", ".join(filter(None, parts))))
     return tiles
 
 

@@ -25,7 +25,8 @@ CAP_PX = 1000.0  # cap on reported errors: larger values carry no information
 class Fit:
     """Number of verified matches and of their inliers (within INLIER_PX of one point in front of both cameras), the
     inliers weighted by error (1 for exact, 0 at INLIER_PX), and the median error in pixels of the matches between views
-    that a model has; the numbers and the error also per view."""
+    that a model has; the numbers and the error also per view, and the median over its pairs of theirs (`view_pair_px`):
+    another view that is wrong spoils few of its pairs, if many of its matches."""
 
     matches: int
     inliers: int
@@ -34,6 +35,7 @@ class Fit:
     view_matches: list[int]
     view_inliers: list[int]
     view_error_px: list[float | None]
+    view_pair_px: list[float | None]
 
 
 def why_not_better(before: Fit, after: Fit, knows_poses: bool = False) -> str | None:
@@ -52,18 +54,27 @@ def fit(matches: Matches, cameras: Sequence[pycolmap.Camera], cam_from_world: np
     """The fit of S pycolmap cameras and poses [S, 4, 4] to verified matches. Errors are those of matches between views
     that the compared model `has` [S]."""
     every = errors_px(matches, cameras, cam_from_world)
-    views, told = len(cameras), np.repeat(has[matches.pairs].all(axis=1), matches.counts)
+    views, whole = len(cameras), has[matches.pairs].all(axis=1)
+    told = np.repeat(whole, matches.counts)
     error = every[told]
-    seen = [every[told & np.repeat((matches.pairs == view).any(1), matches.counts)] for view in range(views)]
+    mine = [(matches.pairs == view).any(axis=1) for view in range(views)]
+    seen = [every[told & np.repeat(pairs, matches.counts)] for pairs in mine]
+    of_pairs = np.array([np.median(each) for each in np.split(every, np.cumsum(matches.counts))[: len(matches.pairs)]])
     return Fit(
         len(every),
         int((every < INLIER_PX).sum()),
         round(float((1 - np.minimum(every / INLIER_PX, 1) ** 2).sum()), 1),
-        round(float(np.median(error)), 4) if len(error) else CAP_PX,
+        CAP_PX if (usual := _median(error)) is None else usual,
         [len(e) for e in seen],
         [int((e < INLIER_PX).sum()) for e in seen],
-        [round(float(np.median(e)), 4) if len(e) else None for e in seen],
+        [_median(e) for e in seen],
+        [_median(of_pairs[whole & pairs]) for pairs in mine],
     )
+
+
+def _median(errors_px: np.ndarray) -> float | None:
+    """None of none."""
+    return round(float(np.median(errors_px)), 4) if len(errors_px) else None
 
 
 def errors_px(matches: Matches, cameras: Sequence[pycolmap.Camera], cam_from_world: np.ndarray) -> np.ndarray:

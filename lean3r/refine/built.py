@@ -98,8 +98,14 @@ def answer_of(
     times_s = np.array([np.nan if v.timestamp_s is None else v.timestamp_s for v in job.views])
     runs = [(run, times_s[list(run)]) for run in job.sequences]
     verdict = judge.judge(poses, has, seen, shares, runs, job.held)
+    of_videos = {job.views[view].group for run in job.sequences for view in run}
     made_up = [
-        why_made_up(group, camera, float(np.median(job.pinholes[[v.group == number for v in job.views], :2])))
+        why_made_up(
+            group,
+            camera,
+            float(np.median(job.pinholes[[v.group == number for v in job.views], :2])),
+            number in of_videos,
+        )
         for number, (group, camera) in enumerate(zip(job.groups, cameras, strict=True))
     ]
     doubts = [
@@ -132,13 +138,15 @@ def answer_of(
     return answer, shares
 
 
-def why_made_up(group: Group, camera: pycolmap.Camera, focal_px: float) -> str | None:
-    """Why the camera found for a group, for which the network sees `focal_px`, cannot be a real one; None if it can."""
+def why_made_up(group: Group, camera: pycolmap.Camera, focal_px: float, of_video: bool = False) -> str | None:
+    """Why the camera found for a group, for which the network sees `focal_px`, cannot be a real one; None if it can.
+    Nobody states the focal length of a video: where it is trusted but not held, it was measured in the matches."""
     if group.fixed:
         return None
     if adjust.pincushion(camera) > adjust.MOST_PINCUSHION:
         return NO_LENS
-    return None if group.trusted or not adjust.is_unlike(camera, focal_px) else NO_FOCAL
+    is_stated = group.focal_fixed or (group.trusted and not of_video)
+    return None if is_stated or not adjust.is_unlike(camera, focal_px) else NO_FOCAL
 
 
 def _before(job: Job) -> list[pycolmap.Camera]:

@@ -27,7 +27,7 @@ from lean3r.refine.options import KnownCameras, RefineOptions
 from lean3r.refine.prepare import prepare
 from lean3r.refine.slip import SLIPPED, slipped
 from lean3r.refine.steady import steadied
-from lean3r.refine.unconfirmed import with_cautions
+from lean3r.refine.unconfirmed import BADLY, fitting_badly, with_cautions
 from lean3r.refine.world import depth_ratios, depth_scale, into_known, into_predicted, origin_view
 from lean3r.scratch import temporary_folder
 from lean3r.types import Lens, Reconstruction, Registration, SparsePoints, with_warning
@@ -120,6 +120,8 @@ def run(
     if not job.held.any():
         ratios = depth_ratios(reconstruction, answer, answer.xy / scales[answer.view][:, None])
         answer = answer.with_doubts(slipped(ratios, answer.view, job.sequences, answer.trusted), SLIPPED)
+        if not job.sequences:
+            answer = answer.with_doubts(fitting_badly(answer), BADLY)
     refined = place(reconstruction, job, answer.of_trusted(), known)
     if past:
         report["past"] = {"past": _poses(whole)[:past], "views": _poses(answer)}  # in one world

@@ -24,6 +24,7 @@ from lean3r.refine import adjust, features, focal, matching
 from lean3r.refine.aside import incremental_aside
 from lean3r.refine.built import Built
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
+from lean3r.refine.moving import keep_only, moving
 from lean3r.refine.overlay import drop_overlays
 from lean3r.refine.separate import are_off_centre, own_focals
 from lean3r.refine.settle import NEARLY, refitted, settle, soundest
@@ -44,13 +45,19 @@ DIFFERENT = (
     "was found: the cameras may be far off"
 )
 CROPPED = (
-    "the pictures fit clearly better with a middle of the lens each that is not theirs, as if they were cropped: focal "
-    "lengths, angles and distances may be far off. Take them as the camera made them, or state their intrinsics"
+    "the pictures fit clearly better with a middle of the lens each that is not theirs, as if they were cropped, "
+    "squeezed or framed: focal lengths, angles and distances may be far off. Take them as the camera made them, or "
+    "state their intrinsics"
 )
 MIRRORED = (
     "{} of {} photos seem to be mirrored, as front cameras save them: they match the others only so, and are left "
     "apart. Mirror them back"
 )
+HALF = "{} of {} photos are mirror images of the others: which are right cannot be told. Mirror the wrong ones back"
+MOVES = "something large moves by itself in {} of {} photos: mask it (--masks), or cameras may be those relative to it"
+FOLLOWS = "it follows something that moves by itself in the photos, not the place around that: mask it (--masks)"
+THINGS = 2  # that move by themselves, and are left out in turn
+ALONE = 3  # views of which a model of what is left must trust so many
 ZOOMS = "the frames fit clearly better with a focal length each, as if the lens zoomed, but no such model was found"
 ALMOST = 0.98  # of the matches that a model fits, that another one must fit
 ZOOM = 0.08  # spread of the logarithms of focal lengths (from the tenth to the ninth tenth); 0.05 to 0.07 if none zooms
@@ -74,6 +81,11 @@ class Attempt(NamedTuple):
         """The same with one more note for the user."""
         return Attempt(self.answer.with_note(code, note), lambda: self.sharpened().with_note(code, note))
 
+    def doubted(self, reason: str) -> Attempt:
+        """The same with no view trusted."""
+        views = range(len(self.answer.has))
+        return Attempt(self.answer.with_doubts(views, reason), lambda: self.sharpened().with_doubts(views, reason))
+
 
 def solve(job: Job, folder: Path) -> None:
     """Keep the best answer so far in the folder. Coarse features come first, fine ones if these are not enough, and a
@@ -94,7 +106,7 @@ def solve(job: Job, folder: Path) -> None:
         if can_tell:
             zoomed(job, folder, octave, best.answer)
         return
-    if can_tell and job.each_alone() is not None:
+    if can_tell and FOLLOWS not in best.answer.report["doubts"] and job.each_alone() is not None:
         best = apart(job, folder, octave, best)
     with ThreadPoolExecutor(1) as aside:  # both keep one processor busy
         could_be = can_tell and not (job.held.any() or job.knows_focals)
@@ -205,8 +217,28 @@ def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Itera
     here.mkdir()
     database = here / "database.db"
     odd = matching.find(job, folder, database, octave)
-    for attempt in of_matches(job, folder, database):
-        yield attempt.with_note("mirrored", MIRRORED.format(len(odd), len(job.views))) if odd else attempt
+    for attempt in of_place(job, folder, database):
+        text = (HALF if 2 * len(odd) == len(job.views) else MIRRORED).format(len(odd), len(job.views))
+        yield attempt.with_note("mirrored", text) if odd else attempt
+
+
+def of_place(job: Job, folder: Path, database: Path) -> Iterator[Attempt]:
+    """The models of the matches in a database. Those of photos that follow something that moves by itself are doubted,
+    and others come from the matches that it leaves."""
+    note = None
+    for _ in range(1 + THINGS):
+        found = None
+        for attempt in of_matches(job, folder, database):
+            found = None if job.sequences or job.held.any() else moving(job, attempt.answer, database)
+            if found is not None:
+                note = MOVES.format(len(found.views), len(job.views))
+                attempt = attempt.doubted(FOLLOWS) if found.is_thing else attempt
+            elif note is not None and attempt.answer.trusted.sum() < ALONE:  # too few, of the rest
+                attempt = attempt.doubted(FOLLOWS)
+            yield attempt if note is None else attempt.with_note("moving", note)
+        if found is None or not found.is_thing:
+            return
+        keep_only(found.others, database)
 
 
 def of_matches(job: Job, folder: Path, database: Path) -> Iterator[Attempt]:

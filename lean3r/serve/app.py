@@ -25,7 +25,7 @@ from lean3r.scratch import temporary_folder
 from lean3r.serve.checking import misfit, needs_check
 from lean3r.serve.content import title_of
 from lean3r.serve.dispatch import Dispatcher
-from lean3r.serve.downloads import SEALED, attachment, type_of, zipped
+from lean3r.serve.downloads import SEALED, Zip, asked_range, attachment, type_of
 from lean3r.serve.given import ROLES, cameras_of
 from lean3r.serve.guard import Gate, Guard
 from lean3r.serve.jobs import ENDED, Job, QueueFullError, Store
@@ -34,7 +34,7 @@ from lean3r.serve.options import ServeOptions
 from lean3r.serve.places import Places, Room, new_id
 from lean3r.serve.request import Request as JobRequest
 from lean3r.serve.request import describe, schema
-from lean3r.serve.shown import STATES, ShownJob, events, metrics, show
+from lean3r.serve.shown import STATES, ListedJob, Refusal, ShownJob, brief, events, metrics, show
 from lean3r.serve.uploads import Receiver, RefusedError
 
 UPLOADS = 32  # at once
@@ -75,27 +75,33 @@ class Routes:
 
     def _api(self, app: FastAPI) -> None:
         def route(path: str, answer: Any, method: str = "GET", **more: Any) -> None:
+            if path.startswith("/api/"):
+                more["responses"] = {key: {"model": Refusal} for key in ("4XX", "5XX")} | more.get("responses", {})
             app.add_api_route(path, answer, methods=[method], summary=_summary(answer), **more)
-            if method == "GET" and answer not in (self.events, self.zip):  # these are made while they are sent
+            if method == "GET" and answer != self.events:  # it has no end
                 app.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False, response_class=Response)
 
         job: dict[str, Any] = {"response_model": ShownJob}
         raw: dict[str, Any] = {"response_class": Response}
+
+        def of_kind(kind: str) -> dict[str, Any]:
+            return raw | {"responses": {200: {"content": {kind: {}}}}}
+
         route("/api/jobs", self.add, "POST", status_code=201, openapi_extra={"requestBody": self._body()}, **job)
-        route("/api/jobs", self.listed, response_model=list[ShownJob])
+        route("/api/jobs", self.listed, response_model=list[ListedJob])
         route("/api/jobs/{id}", self.one, **job)
         route("/api/jobs/{id}", self.removed, "DELETE", status_code=204, **raw)
         route("/api/jobs/{id}/cancel", self.cancelled, "POST", **job)
-        route("/api/jobs/{id}/events", self.events, **raw)
+        route("/api/jobs/{id}/events", self.events, **of_kind("text/event-stream"))
         route("/api/jobs/{id}/files", self.files)
-        route("/api/jobs/{id}/files/{path:path}", self.file, **raw)
-        route("/api/jobs/{id}/zip", self.zip, **raw)
-        route("/api/jobs/{id}/view", self.view, **raw)
-        route("/api/jobs/{id}/report", self.report, **raw)
+        route("/api/jobs/{id}/files/{path:path}", self.file, **of_kind("application/octet-stream"))
+        route("/api/jobs/{id}/zip", self.zip, **of_kind("application/zip"))
+        route("/api/jobs/{id}/view", self.view, **of_kind("text/html"))
+        route("/api/jobs/{id}/report", self.report, **of_kind("text/html"))
         route("/api/options", self.described)
-        route("/healthz", self.healthy, **raw)
-        route("/readyz", self.ready, **raw)
-        route("/metrics", self.metrics, **raw)
+        route("/healthz", self.healthy, **of_kind("text/plain"))
+        route("/readyz", self.ready, **of_kind("text/plain"))
+        route("/metrics", self.metrics, **of_kind("text/plain"))
 
     def _pages(self, app: FastAPI) -> None:
         def page(path: str, name: str) -> None:
@@ -141,7 +147,7 @@ class Routes:
             job = await run_in_threadpool(self._queue, id, given, receiver)
             log("job queued", job=id, files=len(upload.files), bytes=upload.size)
             shown = show(self.store, job, self.options.keep_hours)
-            return JSONResponse(shown, 201, {"location": f"/api/jobs/{id}"})
+            return JSONResponse(shown, 201, {"location": f"jobs/{id}"})
         except RefusedError as error:
             self.refused += 1
             log("upload refused", status=error.status, reason=str(error))
@@ -190,7 +196,7 @@ class Routes:
     ) -> Response:
         """The jobs, the newest first; `before` a number for more."""
         jobs = self.store.latest(limit, before)
-        return JSONResponse([show(self.store, job, self.options.keep_hours) for job in jobs])
+        return JSONResponse([brief(self.store, job, self.options.keep_hours) for job in jobs])
 
     async def one(self, id: str) -> Response:
         """One job."""
@@ -232,12 +238,20 @@ class Routes:
         headers = {"content-disposition": attachment(path.split("/")[-1]), "content-security-policy": SEALED}
         return FileResponse(self.places.result(id) / path, media_type=type_of(path), headers=headers)
 
-    def zip(self, id: str) -> Response:
+    def zip(self, id: str, request: Request) -> Response:
         """All files of a result as a zip, made while it is sent."""
-        found = self._result(id)
+        archive, tag = Zip(self.places.result(id), self._result(id)), f'"{id}"'
         headers = {"content-disposition": attachment(f"lean3r-{id}.zip"), "content-security-policy": SEALED}
-        pieces = zipped(self.places.result(id), found)
-        return StreamingResponse(pieces, media_type="application/zip", headers=headers)
+        headers |= {"accept-ranges": "bytes", "etag": tag}
+        part = asked_range(request.headers, archive.size, tag)
+        start, stop = part or (0, archive.size)
+        if part is not None:
+            headers["content-range"] = f"bytes {f'{start}-{stop - 1}' if start < stop else '*'}/{archive.size}"
+        if start == stop:
+            return Response(status_code=416, headers=headers)
+        headers["content-length"] = str(stop - start)
+        status, pieces = 200 if part is None else 206, archive.pieces(start, stop) if request.method == "GET" else ()
+        return StreamingResponse(pieces, status, headers, "application/zip")
 
     def view(self, id: str) -> Response:
         """The scene on a page to turn it round, which asks for nothing."""

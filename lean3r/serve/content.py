@@ -23,6 +23,8 @@ _HEADS = (
     (b"\x89PNG\r\n\x1a\n", ".png"),
     (b"II*\0", ".tif"),
     (b"MM\0*", ".tif"),
+    (b"II+\0", ".tif"),
+    (b"MM\0+", ".tif"),
     (b"GIF8", ".gif"),
     (b"BM", ".bmp"),
     (b"\0\0\0\x0cjP  ", ".jp2"),
@@ -35,10 +37,19 @@ _HEADS = (
     (b"\0\0\x01\xb3", ".mpg"),
     (b"0&\xb2u\x8ef\xcf\x11", ".wmv"),
     (b"FLV\x01", ".flv"),
+    (b"OggS", ".ogv"),
+    (b"\x06\x0e+4\x02\x05\x01\x01", ".mxf"),
+    (b"\x1f\x07\0", ".dv"),
+    (b"DKIF\0\0", ".ivf"),
+    (b"YUV4MPEG2 ", ".y4m"),
+    (b"nut/multimedia container\0", ".nut"),
+    *((b"\0\0\0\1" + kind, ".h264") for kind in (b"\x09", b"\x27", b"\x47", b"\x67")),
+    *((b"\0\0\0\1" + kind, ".h265") for kind in (b"\x40\1", b"\x46\1")),
 )
 _SAME = {
-    ".jpg": (".jpeg", ".jfif", ".mpo"), ".tif": (".tiff",), ".mkv": (".webm",), ".heic": (".heif", ".hif", ".avif"),
-    ".mp4": (".mov", ".m4v", ".3gp"), ".mpg": (".mpeg",), ".ts": (".mts", ".m2ts"),
+    ".jpg": (".jpeg", ".jfif", ".mpo", ".mjpeg", ".mjpg"), ".tif": (".tiff",), ".heic": (".heif", ".hif", ".avif"),
+    ".mp4": (".mov", ".m4v", ".3gp"), ".mpg": (".mpeg",), ".ts": (".mts", ".m2ts"), ".mkv": (".webm",),
+    ".h264": (".264",), ".h265": (".265", ".hevc"),
 }  # fmt: skip
 PICTURES = (".jpg", ".png", ".tif", ".gif", ".bmp", ".jp2", ".pgm", ".ppm", ".webp", ".heic")
 

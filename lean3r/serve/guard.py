@@ -106,7 +106,7 @@ class Gate:
 
     def greet(self, request: Request) -> Response:
         """Somebody who gave the right token gets the cookie, and the start page."""
-        answer = RedirectResponse("/", 303)
+        answer = RedirectResponse("./", 303)  # from / or /login; a proxy may put both under a path of its own
         is_sealed = request.headers.get("origin", "").startswith("https:")  # a proxy has the certificate
         answer.set_cookie(self.cookie, self.session, httponly=True, samesite="strict", secure=is_sealed)
         return answer
@@ -165,7 +165,9 @@ class Guard:
         if path == "/" and (token := request.query_params.get("token")) is not None and self.gate.is_token(token):
             return self.gate.greet(request)
         if path == "/" or "text/html" in headers.get("accept", ""):
-            return HTMLResponse(self.login_page, 401)
+            home = "../" * (path.count("/") - 1)
+            page = self.login_page.replace('href="page', f'href="{home}page').replace('action="', f'action="{home}')
+            return HTMLResponse(page, 401)
         return JSONResponse(
             {"error": "a token is needed: Authorization: Bearer TOKEN"}, 401, {"www-authenticate": "Bearer"}
         )

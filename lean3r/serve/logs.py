@@ -40,10 +40,13 @@ class _Lines(logging.Formatter):
 
 
 def start_logs(level: int) -> None:
-    """From now on, lines of at least this level go to standard error, those of uvicorn from warnings on."""
+    """From now on, lines of at least this level go to standard error, those of libraries from warnings on; what the
+    parser of uploads says of damaged ones stands in the answer."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
-    for name, least in (("lean3r.serve", level), ("uvicorn.error", max(level, logging.WARNING))):
+    libraries = max(level, logging.WARNING)
+    least_of = {"lean3r.serve": level, "uvicorn.error": libraries, "asyncio": libraries}
+    for name, least in (least_of | {"python_multipart": logging.ERROR}).items():
         one = logging.getLogger(name)
         one.handlers[:] = [handler]
         one.setLevel(least)

@@ -96,8 +96,11 @@ class Request:
     def of(cls, given: Mapping[str, Any], models: Sequence[str], cameras: Path | None = None) -> Request:
         """From names and values, JSON's or texts, and the place of uploaded cameras; UsageError says which one is
         unknown, refused or wrong, or contradicts another, before the job waits."""
-        values = {name.strip().replace("-", "_"): value for name, value in given.items()}
-        for name, value in values.items():
+        values: dict[str, Any] = {}
+        for name, value in ((name.strip().replace("-", "_"), value) for name, value in given.items()):
+            if name in values:
+                raise UsageError(f"the option {name} is given twice; give it once.")
+            values[name] = value
             if name in FORBIDDEN:
                 raise UsageError(f"the option {name} is refused: {FORBIDDEN[name]}.")
             if name not in NAMES:
@@ -113,7 +116,8 @@ class Request:
         _check_resolution(groups[RunOptions].resolution, models if model == AUTO else [model])
         export = groups[ExportOptions]
         export.check(picture_uses(groups[ModelOptions].formats(groups[StereoOptions].dense, export.texture)))
-        export.check_place(groups[ScaleOptions].gps)
+        if export.crs != ExportOptions.crs:  # which loads torch
+            export.check_place(groups[ScaleOptions].gps)
         return request
 
     def __getitem__(self, group: type[Any]) -> Any:

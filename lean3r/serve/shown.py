@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic takes typing.TypedDict from Python 3.12 on
 
@@ -17,10 +17,16 @@ LOOK, HEARTBEAT = 0.2, 15.0  # seconds between two looks, and between two signs 
 STATES = ("queued", "running", "done", "failed", "cancelled", "expired")
 
 
-class ShownJob(TypedDict):
-    """A job. Times are seconds since 1970; `place` is 1 for the next of the waiting jobs; `progress` is what a running
-    job does now (`stage`, `done` of `total` steps, `views`); `skipped` are the uploaded files that were not kept, with
-    reasons, and `summary` says what a done job found."""
+class Refusal(TypedDict):
+    """Every answer that is an error; of an upload without a usable file also what was `skipped`, with reasons."""
+
+    error: str
+    skipped: NotRequired[list[dict[str, str]]]
+
+
+class ListedJob(TypedDict):
+    """What a list says of a job, and every event before the end. Times are seconds since 1970; `place` is 1 for the
+    next of the waiting jobs; `progress` is what a running job does now (`stage`, `done` of `total` steps, `views`)."""
 
     id: str
     number: int
@@ -31,18 +37,24 @@ class ShownJob(TypedDict):
     ended: float | None
     place: int | None
     attempt: int
-    files: list[dict[str, Any]]
-    skipped: list[dict[str, Any]]
     options: dict[str, Any]
     progress: dict[str, Any] | None
     reason: str
-    summary: dict[str, Any]
     bytes: int
     expires: float | None
 
 
-def show(store: Store, job: Job, keep_hours: float) -> ShownJob:
-    """A job for its owner."""
+class ShownJob(ListedJob):
+    """A whole job. There may be thousands of uploaded `files`, and of those that were not kept, which are `skipped`,
+    with reasons; `summary` says what a done job found."""
+
+    files: list[dict[str, Any]]
+    skipped: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def brief(store: Store, job: Job, keep_hours: float) -> ListedJob:
+    """A job in a list."""
     progress = store.progress(job.id) if job.state == "running" else None
     return {
         "id": job.id,
@@ -54,22 +66,29 @@ def show(store: Store, job: Job, keep_hours: float) -> ShownJob:
         "ended": job.ended,
         "place": max(1, store.place(job)) if job.state == "queued" else None,
         "attempt": job.attempt,
-        "files": [dict(file) for file in job.files if file.get("kind") != LEFT_OUT],
-        "skipped": [
-            {"name": file["name"], "reason": file["reason"]} for file in job.files if file.get("kind") == LEFT_OUT
-        ],
         "options": dict(job.options),
         "progress": None if progress is None else dict(vars(progress)),
         "reason": job.reason,
-        "summary": dict(job.summary),
         "bytes": job.bytes,
         "expires": None if job.ended is None else job.ended + 3600 * keep_hours,
     }
 
 
+def show(store: Store, job: Job, keep_hours: float) -> ShownJob:
+    """A job for its owner."""
+    return {
+        **brief(store, job, keep_hours),
+        "files": [dict(file) for file in job.files if file.get("kind") != LEFT_OUT],
+        "skipped": [
+            {"name": file["name"], "reason": file["reason"]} for file in job.files if file.get("kind") == LEFT_OUT
+        ],
+        "summary": dict(job.summary),
+    }
+
+
 async def events(store: Store, id: str, keep_hours: float, is_over: Callable[[], bool]) -> AsyncIterator[str]:
-    """Server-sent events of a job: `job` whenever it changes, `end` when it has ended, `gone` when it is not known any
-    more. They stop without one of the last two when the service stops; browsers then ask again."""
+    """Server-sent events of a job: `job` whenever it changes, `end`, with the whole job, when it has ended, `gone` if
+    it is not known any more. They stop without one of the last two when the service stops; browsers then ask again."""
     seen, version, silent = "", -1, 0.0
     yield "retry: 2000\n\n"
     while not is_over():
@@ -79,13 +98,13 @@ async def events(store: Store, id: str, keep_hours: float, is_over: Callable[[],
             if job is None:
                 yield "event: gone\ndata: {}\n\n"
                 return
-            now = json.dumps(show(store, job, keep_hours))
+            if job.state not in ("queued", "running"):
+                yield f"event: end\ndata: {json.dumps(show(store, job, keep_hours))}\n\n"
+                return
+            now = json.dumps(brief(store, job, keep_hours))
             if now != seen:
                 seen, silent = now, 0.0
                 yield f"event: job\ndata: {now}\n\n"
-            if job.state not in ("queued", "running"):
-                yield f"event: end\ndata: {now}\n\n"
-                return
         await asyncio.sleep(LOOK)
         silent += LOOK
         if silent > HEARTBEAT:

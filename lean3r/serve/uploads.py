@@ -32,6 +32,7 @@ from lean3r.serve.given import LEFT_OUT, ROLES, Given
 from lean3r.serve.options import GIGABYTE, ServeOptions
 from lean3r.serve.places import NoRoomError, Room
 
+FILES = "files"  # the field of the form
 LONGEST_NAME = 200  # characters of a file's name
 FIELD_BYTES = 65_536
 MOST_FIELDS = 100
@@ -84,6 +85,8 @@ class Upload:
             raise RefusedError(422, "the field options holds a number or a text that JSON does not have.") from error
         if not isinstance(found, dict):
             raise RefusedError(422, 'the field options is not a JSON object, such as {"max_views": 8}.')
+        if both := ", ".join(found.keys() & given.keys()):
+            raise RefusedError(422, f"{both} stands in the field options and in a field of its own; send it once.")
         return found | given
 
 
@@ -199,10 +202,19 @@ class Receiver:
         _, about = parse_options_header(self._headers.get(b"content-disposition"))
         self._name = about.get(b"name", b"").decode("utf-8", "replace")
         if b"filename" not in about:
+            if self._name in self.upload.fields:
+                raise RefusedError(422, f"the field {printable(self._name)} came twice; send it once.")
+            if self._name == FILES:
+                raise RefusedError(
+                    422, "the field files came without a filename; expected files, as of curl -F files=@IMG.jpg."
+                )
             if len(self.upload.fields) >= MOST_FIELDS or len(self._name) > LONGEST_NAME:
                 raise RefusedError(413, f"more than {MOST_FIELDS} fields, or one with a very long name.")
             self._text = bytearray()
             return
+        if self._name not in (FILES, *ROLES):
+            field = printable(self._name[:60])
+            raise RefusedError(422, f"a file came in the field '{field}'; expected {FILES}, {' or '.join(ROLES)}.")
         name = about[b"filename"].decode("utf-8", "replace")
         self._count += 1
         if self._count > self.options.upload_files:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lean3r.parallel import Result, by_threads
 from lean3r.stereo.network import CELL, Features, Measured, StereoNet
 from lean3r.stereo.others import joined, surfaces
+from lean3r.stereo.planes import drawn, planes_of
 from lean3r.stereo.posed import Depths, Posed, grey_of, nearest_inside, slopes_of, undistorted
 from lean3r.stereo.rays import Rays, grids
 from lean3r.stereo.sizes import Size, first_size, larger, smaller, smaller_depth, smaller_points
@@ -37,8 +38,8 @@ def measure(
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W].
     Two starts (see starts.py) are measured with a wide reach; their mean, weighted by the expected precision, is
     measured with a smaller one. Then views look again, around what they and the others found; the first look is at
-    large pictures in a smaller size (see sizes.py). `advanced` is called LOOKS times a view. After Ctrl-C the views so
-    far are measured, if there are any.
+    large pictures in a smaller size (see sizes.py). What stays unsure is drawn to large planes (see planes.py).
+    `advanced` is called LOOKS times a view. After Ctrl-C the views so far are measured, if there are any.
     """
     net = load_net() if net is None else net
     size = (prior.shape[1], prior.shape[2])
@@ -60,8 +61,10 @@ def measure(
 
     def again(view: int) -> None:
         if found.measured[view]:
-            guess = larger(joined(first.scene, measured, found, view), size)
+            guess = joined(first.scene, measured, found, view)
+            guess = larger(drawn(first.scene, planes, guess, found.log_b[view], view), size)
             second.look(better, view, [guess], (SECOND,))
+            better.log_depth[view] = drawn(scene, planes, better.log_depth[view], better.log_b[view], view)
         advance()
 
     try:
@@ -71,6 +74,7 @@ def measure(
             raise
         return replace(_larger(found, size), interrupted=True)
     measured, better = surfaces(first.scene, found), _larger(found, size)
+    planes = planes_of(first.scene, measured, found)
     better = replace(better, alone=better.log_depth.clone())
     try:
         second = first if small == size else _Looks(net, scene, points)

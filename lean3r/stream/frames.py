@@ -23,6 +23,7 @@ from lean3r.inputs.animations import animation_in
 from lean3r.inputs.arrays import pixels_of
 from lean3r.inputs.decoding import TURNS, own_pixel_limit
 from lean3r.inputs.listing import Listing, Still, find_pictures
+from lean3r.inputs.notes import in_srgb
 from lean3r.inputs.trajectory import stamp_of
 from lean3r.inputs.upright import decode_whole
 from lean3r.inputs.video import Film, read_all
@@ -250,7 +251,8 @@ class Source:
                 if animation_in(file) is not None:
                     self.note("animations of which only the first picture is used", item.name)
                 # Upright now: an array, as the image may still carry the EXIF that says how to turn it.
-                return np.asarray(decode_whole(file, item.name, LARGEST_SIDE))
+                picture = decode_whole(file, item.name, LARGEST_SIDE)
+                return np.asarray(in_srgb(picture, picture.info.get("icc_profile")))
         except (InputError, OSError) as error:
             self.note("files that cannot be used", f"{item.name}: {error}")
             self._skip(item.name, str(error))

@@ -59,9 +59,10 @@ def read_content(folder: str | Path, stored: Sequence[str | Path] = ()) -> Conte
     if len(points) and album.maps is not None and (points.view < 0).all():
         points = Points(points.xyz, points.rgb, points.conf, points.normals, views_of(points.xyz, cameras, album.maps))
     if gone := album.without_photo:
-        few = f"{len(gone):,} of {len(cameras):,} pictures were not found ({_few(gone)})"
-        what = few if len(gone) < len(cameras) else "The pictures were not found"
-        notes.append(f"{what}. Say with --stored where they are now.")
+        what = f"{len(gone):,} of {len(cameras):,} pictures" if len(gone) < len(cameras) else "The pictures"
+        where = " in " + ", ".join(map(str, stored)) if stored else ""
+        advice = "Their files must have these names" if stored else "Say with --stored where they are now"
+        notes.append(f"{what} were not found{where} ({_few(gone)}). {advice}.")
     is_stream = (folder / STREAM).is_file()
     is_done = not is_stream or manifest.get("is_complete") is True
     if not is_done:

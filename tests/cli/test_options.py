@@ -185,7 +185,10 @@ def test_one_camera_for_all_pictures_needs_no_refinement(photos: Path, tmp_path:
 def test_options_that_no_format_reads_are_named(caplog: pytest.LogCaptureFixture) -> None:
     options = lean3r.ExportOptions(html_points=9, colmap_points=9, ground_cell=0.1, shared_camera=True)
     options.warn_of_unread(["cameras", "colmap"])
-    assert [record.args for record in caplog.records] == [("ground-cell", "geotiff"), ("html-points", "html")]
+    assert [record.args for record in caplog.records] == [
+        ("ground-cell", "ground_cell", "geotiff"),
+        ("html-points", "html_points", "html"),
+    ]
     lean3r.ExportOptions().warn_of_unread([])
     assert len(caplog.records) == 2
     options.warn_of_unread(["colmap", "geotiff", "html"])

@@ -178,7 +178,7 @@ def test_options_are_given_as_texts_or_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "said"),
     [
-        ("images.txt", lambda words: [words[0], "0", "0", "0", "0", *words[5:]], "do not lie where the pictures saw"),
+        ("images.txt", lambda words: [words[0], "1", "0", "0", "0", *words[5:]], "do not lie where the pictures saw"),
         ("images.txt", lambda words: [*words[:7], "50.0", *words[8:]], "do not lie where the pictures saw"),
         ("cameras.txt", lambda words: [*words[:2], *(str(2 * int(w)) for w in words[2:4]), *words[4:]], "another size"),
     ],
@@ -186,7 +186,6 @@ def test_options_are_given_as_texts_or_values(tmp_path: Path) -> None:
 def test_colmap_models_that_contradict_themselves_are_told(
     file: str, change: Callable[[list[str]], list[str]], said: str, tmp_path: Path
 ) -> None:
-    """COLMAP takes a quaternion of zeros as no rotation: figures against such poses would be wrong."""
     tiny.write("colmap", tmp_path)
     path = tmp_path / "scene_0" / "sparse" / "0" / file
     first, *lines = path.read_text().splitlines()

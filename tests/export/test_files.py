@@ -256,13 +256,18 @@ def test_manifest_and_config_say_what_was_done(tmp_path):
         "odd key": [1.5, True],
         "model": {"name": "nano"},
     }
-    info = {"model": {"name": "nano", "licence": "Apache-2.0"}, "config": settings, "seconds": {"network": 1.0}}
+    info = {
+        "model": {"name": "nano", "licence": "Apache-2.0"},
+        "config": settings,
+        "seconds": {"network": 1.0},
+        "peak_memory_mb": 0.5,
+    }
     out = export(replace(scene, info=info, skipped=(("x.jpg", "truncated"),)), tmp_path / "out", "cameras,ply")
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["model"]["licence"] == "Apache-2.0" and "config" not in manifest
     assert manifest["layout_version"] == 1 and manifest["scale"] == "relative"
     assert manifest["skipped"] == [{"name": "x.jpg", "reason": "truncated"}]
-    assert set(manifest["seconds"]) == {"network", "export"}
+    assert set(manifest["seconds"]) == {"network", "export"} and manifest["peak_memory_mb"] > 10, "with the files"
     present = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert set(manifest["files"]) == present == {"cameras.json", "points.ply", "config.toml", "manifest.json"}
     read = tomllib.loads((out / "config.toml").read_text(encoding="utf-8"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -326,6 +328,16 @@ def test_json_that_holds_no_cameras(content: str, said: str, tmp_path: Path) -> 
     with pytest.raises(InputError, match=said) as caught:
         read_given(path)
     assert "\n" not in str(caught.value)
+
+
+def test_cameras_without_lenses_need_no_torch(tmp_path: Path) -> None:
+    """It takes seconds to load, and a pose whose rotation is rounded had needed it."""
+    pose = np.eye(4)
+    pose[0, 1] = 5e-4
+    path = tmp_path / "cameras.json"
+    path.write_text(json.dumps({"views": [{"name": "a.jpg", "cam_from_world": pose.tolist()}]}))
+    code = "import sys; from lean3r.inputs.cameras import read_given; assert read_given(sys.argv[1]).cameras"
+    subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules", str(path)], check=True)
 
 
 def test_other_files_that_hold_no_cameras(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from lean3r.colmap_library import pycolmap
 from lean3r.data.sets.colmap import read_cameras
 from lean3r.errors import InputError
 from lean3r.inputs.cameras import open_colmap, read_given
-from lean3r.inputs.colmap_files import PARAMETERS, check_model
+from lean3r.inputs.colmap_files import MODELS, check_model
 
 READ = (
     "import resource, sys\n"
@@ -57,9 +57,10 @@ def test_real_models_pass(data_dir: Path) -> None:
 
 
 def test_parameters_are_the_librarys(tmp_path: Path) -> None:
-    for number, count in enumerate(PARAMETERS):
-        kind = pycolmap.CameraModelId(number)
-        assert len(pycolmap.Camera.create_from_model_id(1, kind, 100.0, 100, 100).params) == count
+    for number, (name, (count, focals)) in enumerate(MODELS.items()):
+        camera = pycolmap.Camera.create_from_model_id(1, pycolmap.CameraModelId(number), 100.0, 100, 100)
+        assert (camera.model.name, len(camera.params)) == (name, count)
+        assert name == "EQUIRECTANGULAR" or len(camera.focal_length_idxs()) == focals
 
 
 def test_damaged_models_end_at_once(model: pycolmap.Reconstruction, tmp_path: Path) -> None:
@@ -110,6 +111,53 @@ def test_absurd_cameras_in_text(model: pycolmap.Reconstruction, tmp_path: Path) 
     text = (tmp_path / "cameras.txt").read_text()
     (tmp_path / "cameras.txt").write_text(text.replace(" 1024 ", f" {2**50} "))
     with pytest.raises(InputError, match="a camera of 1125899906842624 x 768 pixels"):
+        open_colmap(tmp_path)
+
+
+IMAGES = """# IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME
+1 1 0 0 0 0 0 5 1 a b\u2028c.png
+10.5 20 -1 30 40 1
+# of another day
+2 1 0 0 0 1 0 5 1 b.png
+
+"""
+TEXTS = {
+    "cameras": "# CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]\n1 FULL_OPENCV 100 80 90 90 50 40 .1 0 0 0 0 0 0 0\n",
+    "images": IMAGES,
+    "points3D": "7 1 2 3 0 0 0 1.5\n1 1 2 3 0 0 0 1.5\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("images", "0 5 1 a", "nan 5 1 a", "line 2: it has a number that is not finite; expected IMAGE_ID, QW"),
+        ("images", "1 0 0 0 0 0 5", "0 0 0 0 0 0 5", "line 2: it has a pose whose rotation is 0 0 0 0"),
+        ("images", "5 1 b.png", "5 b.png", "line 5: 'b.png' is no whole number"),
+        ("images", "5 1 b.png", "5 1", "line 5: too few words"),
+        ("images", "2 1 0 0 0 1", "1 1 0 0 0 1", "line 5: its number is that of line 2"),
+        ("images", "10.5 20 -1 30 40 1\n# of another day\n", "", "line 3: not the points of a picture"),
+        ("images", "10.5 20 -1 30 40 1", "10.5 20 -1 nan 40 1", "line 3: not the points of a picture"),
+        ("images", "b.png\n\n", "b.png\n", "line 6: not the points of a picture"),
+        ("images", "# IMAGE", "\ufeff# IMAGE", "it begins with a byte order mark"),
+        ("cameras", "1 FULL", "1 HALF", "line 2: its camera model HALF_OPENCV is unknown"),
+        ("cameras", " .1", "", "line 2: it has a camera FULL_OPENCV with 11 parameters instead of 12"),
+        ("cameras", " 90 90", " 90 -90", "line 2: it has a camera without a positive focal length"),
+        ("cameras", "100 80", "100 inf", "line 2: 'inf' is no whole number"),
+        ("points3D", "7 1 2 3", "7 1 2 inf", "line 1: it has a number that is not finite"),
+    ],
+)
+def test_texts_say_which_line_is_wrong(file: str, old: str, new: str, said: str, tmp_path: Path) -> None:
+    """As people write them: without points, with blanks in names, comments, other ends of lines."""
+    for name, text in TEXTS.items():
+        (tmp_path / f"{name}.txt").write_bytes(text.replace("\n", "\r\n").encode())
+    given = read_given(tmp_path).cameras
+    assert [camera.name for camera in given] == [r"a b\u2028c.png", "b.png"]
+    assert given[0].lens is not None and given[0].lens.model == "FULL_OPENCV"
+    text = TEXTS[file].replace(old, new)
+    assert text != TEXTS[file]
+    (tmp_path / f"{file}.txt").write_text(text)
+    with pytest.raises(InputError, match=rf"{file}\.txt is damaged \({said}"):
         open_colmap(tmp_path)
 
 

@@ -65,6 +65,35 @@ def test_animations_in_folders_and_archives_are_videos_beside_the_pictures(tmp_p
     assert selection.skipped == (("walk.gif", "a video beside pictures; to use it, give its own path"),)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec", "form"),
+    [
+        ("m2v", "mpeg2video", "mpeg2video"),
+        ("mod", "mpeg2video", "vob"),
+        ("mjpeg", "mjpeg", "mjpeg"),
+        ("y4m", "wrapped_avframe", "yuv4mpegpipe"),
+        ("nut", "libx264", "nut"),
+        ("m2t", "libx264", "mpegts"),
+        ("qt", "libx264", "mov"),
+    ],
+)
+def test_what_the_decoder_reads_is_a_film_by_its_name(suffix: str, codec: str, form: str, tmp_path: Path) -> None:
+    """Raw streams, those of camcorders, others. Its frames are the ones of these numbers, also where some go back."""
+    path = tmp_path / f"walk.{suffix}"
+    with av.open(str(path), "w", format=form) as container:
+        stream = container.add_stream(codec, rate=25, options={"bf": "2"} if "mpeg2" in codec else {})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height = 64, 48
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for number in range(12):
+            grey = np.full((48, 64, 3), 20 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode())
+    loaded = load_views([tmp_path], frames=4, resolution=64, patch=16)
+    assert [source.name[-10:-4] for source in loaded.views.sources] == ["000000", "000004", "000007", "000011"]
+    assert np.allclose(loaded.views.images.mean((0, 2, 3, 4)), 20 / 255 * np.array([0, 4, 7, 11]), atol=0.03)
+
+
 def test_an_animation_that_cannot_be_read_as_a_film_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = animation(tmp_path / "walk.webp")
     assert [source.name for source in load_views([path], resolution=64, patch=16).views.sources] == ["walk.webp"]

@@ -12,8 +12,10 @@ from export.scene import make_scene
 from PIL import Image, ImageCms
 
 from lean3r.export import ExportOptions, export
+from lean3r.grow.memory import look_at
+from lean3r.inputs import decoding
 from lean3r.inputs.decoding import EXIF, EXIF_HEIGHT, EXIF_WIDTH, FOCAL_35MM, ORIENTATION
-from lean3r.inputs.notes import GPS
+from lean3r.inputs.notes import GPS, restated
 from lean3r.inputs.pictures import Pictures
 from lean3r.types import Lens
 
@@ -77,8 +79,12 @@ def display_p3() -> bytes:
     return bytes(profile)
 
 
-def test_views_are_in_srgb_whatever_the_photos_are_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize("large", [decoding.LARGE_PIXELS, 1000])
+def test_views_are_in_srgb_whatever_the_photos_are_in(
+    large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else clouds and scenes of most phones look pale. The files keep their own colours."""
+    monkeypatch.setattr(decoding, "LARGE_PIXELS", large)
     own, shown = (200, 80, 60), (216, 69, 50)  # by the definitions of both, to within a rounding
     for name, profile in (("a.png", display_p3()), ("b.png", PROFILE), ("c.png", None), ("d.png", b"damaged" * 30)):
         Image.new("RGB", (64, 48), own).save(tmp_path / name, icc_profile=profile)
@@ -87,6 +93,10 @@ def test_views_are_in_srgb_whatever_the_photos_are_in(tmp_path: Path) -> None:
     assert np.abs(seen[0].astype(int) - shown).max() <= 1
     assert all(tuple(pixel) == own for pixel in seen[1:])
     assert {image.getpixel((20, 20)) for _, image in pictures.read(pictures.names, 10**9)} == {own}
+    views = pictures.views(resolution=240, patch=16)
+    mask = np.ones((4, *views.images.shape[-2:]), bool)
+    remembered = look_at(views.sources, mask, pictures.stills(tmp_path))  # by `lean3r add`, for the larger cloud
+    assert np.abs(remembered[:, 20, 20].astype(int) - seen).max() <= 1
 
 
 def test_a_turned_copy_says_what_the_photo_said(tmp_path: Path) -> None:
@@ -150,3 +160,14 @@ def test_notes_that_do_not_fit_stop_nothing(tmp_path: Path) -> None:
     pictures = Pictures(tmp_path)
     for path in pictures.write(pictures.names, tmp_path / "images"):
         assert said(path)["own size"] == (48, 64)
+
+
+def test_damaged_exif_ends() -> None:
+    """Blocks that name themselves, lie elsewhere or are torn; what can be read stays as long as it was."""
+    whole = Image.open(io.BytesIO(photo((64, 48), 6))).info["exif"]
+    (pointer,) = (at for at in range(16, 200, 12) if whole[at : at + 2] in (b"\x87\x69", b"\x69\x87"))
+    looped = whole[: pointer + 8] + whole[10:14] + whole[pointer + 12 :]
+    torn = [whole[:length] for length in range(0, len(whole), 3)]
+    noise = [np.random.default_rng(seed).bytes(200) for seed in range(50)]
+    for exif in (looped, *torn, *(whole[:14] + block for block in noise), *noise):
+        assert len(restated({"exif": exif}, (48, 64)).get("exif", exif)) == len(exif)

@@ -67,6 +67,22 @@ def test_errors_cover_the_views_of_a_model_and_inliers_cover_all() -> None:
     part = fit(matches, [camera] * 3, placed, np.array([True, True, False]))
     assert (part.matches, part.inliers, part.view_matches) == (90, 40, [40, 40, 0])
     assert part.error_px < 1e-3 and part.view_error_px[2] is None and abs(part.score - 40) < 0.1
+    assert part.view_pair_px == part.view_error_px
+
+
+def test_a_wrong_view_spoils_few_pairs_of_the_others() -> None:
+    """Though most matches of its neighbour are with it."""
+    points = np.random.default_rng(0).normal((0, 0, 6), 1, (90, 3))
+    poses = np.tile(np.eye(4), (4, 1, 1))
+    poses[:, 0, 3] = [0, -0.5, -1.0, -1.5]
+    camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=640, height=480, params=[500, 320, 240])
+    keypoints = [500 * rays(points + pose[:3, 3]) + [320, 240] for pose in poses]
+    every = np.tile(np.arange(90)[:, None], (1, 2))
+    matches = Matches(keypoints, np.array([[0, 1], [0, 2], [1, 2], [2, 3]]), [every[:20]] * 3 + [every], [None] * 4)
+    poses[3, 1, 3] = 0.5
+    spoilt = fit(matches, [camera] * 4, poses, np.ones(4, bool))
+    assert (spoilt.view_error_px[2] or 0) > 1 > 1e-3 > (spoilt.view_pair_px[2] or 0)
+    assert (spoilt.view_pair_px[3] or 0) > 1
 
 
 def test_rays_outside_a_lens_do_not_count_for_a_rotation() -> None:
@@ -104,7 +120,7 @@ def test_copies_of_photos_do_not_make_a_rotation_of_a_walk() -> None:
 
 
 def test_accepted_only_if_error_and_inliers_improve() -> None:
-    before = Fit(100, 20, 15.0, 5.0, [], [], [])
-    assert why_not_better(before, Fit(100, 90, 80.0, 0.3, [], [], [])) is None
-    assert "90" in str(why_not_better(replace(before, inliers=90), Fit(100, 90, 80.0, 0.3, [], [], [])))
-    assert "reprojection error" in str(why_not_better(before, Fit(100, 21, 16.0, 5.5, [], [], [])))
+    before = Fit(100, 20, 15.0, 5.0, [], [], [], [])
+    assert why_not_better(before, Fit(100, 90, 80.0, 0.3, [], [], [], [])) is None
+    assert "90" in str(why_not_better(replace(before, inliers=90), Fit(100, 90, 80.0, 0.3, [], [], [], [])))
+    assert "reprojection error" in str(why_not_better(before, Fit(100, 21, 16.0, 5.5, [], [], [], [])))

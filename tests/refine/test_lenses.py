@@ -97,6 +97,13 @@ def test_cameras_that_cannot_be_real_are_doubted(group: Group, params: tuple[flo
     assert why_made_up(group, camera_of(replace(group, params=params)), 60.0) == why
 
 
+@pytest.mark.parametrize(("is_held", "why"), [(False, NO_FOCAL), (True, None)])
+def test_focal_lengths_measured_in_a_video_can_be_made_up(is_held: bool, why: str | None) -> None:
+    """A thing that moves before the camera and fills the picture: flat, it fits 2,600 pixels instead of 480."""
+    group = Group(64, 48, "SIMPLE_RADIAL", (450.0, 32.0, 24.0, 0.0), trusted=True, focal_fixed=is_held)
+    assert why_made_up(group, camera_of(group), 60.0, of_video=True) == why
+
+
 def refine_parts(
     folder: Path, boxes: Sequence[tuple[float, float, float, float]], stated_px: float | None = None
 ) -> Reconstruction:

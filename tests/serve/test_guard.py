@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import io
+import os
 import re
 import urllib.parse
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import httpx
 import pytest
 from starlette.datastructures import Headers
 
-from lean3r.serve.downloads import attachment, type_of, zipped
+from lean3r.serve.downloads import Zip, attachment, type_of
 from lean3r.serve.guard import POLICY, Gate
 from lean3r.serve.logs import Scrubber
 from serve.conftest import Service
@@ -67,6 +70,8 @@ def test_without_the_token_nothing_is_answered(closed: Service, stranger: httpx.
 def test_browsers_get_a_cookie_for_the_token(closed: Service, stranger: httpx.Client) -> None:
     page = stranger.get("/")
     assert page.status_code == 401 and 'name="token"' in page.text and page.headers["content-security-policy"] == POLICY
+    deep = stranger.get("/jobs/nothing/x", headers={"accept": "text/html"}).text
+    assert 'href="../../page/style.css"' in deep and 'action="../../login"' in deep, "a proxy may take a path away"
     assert stranger.get("/", params={"token": "wrong"}).status_code == 401
     assert stranger.post("/login", data={"token": "wrong"}).status_code == 401
     assert stranger.post("/login", data={"token": "x" * 5000}).status_code == 413
@@ -76,7 +81,7 @@ def test_browsers_get_a_cookie_for_the_token(closed: Service, stranger: httpx.Cl
     )
     for come in ways:
         answer = come()
-        assert answer.status_code == 303 and answer.headers["location"] == "/"
+        assert answer.status_code == 303 and answer.headers["location"] == "./"
         cookie = answer.headers["set-cookie"]
         assert "Secure" not in cookie and "HttpOnly" in cookie and "SameSite=strict" in cookie and SECRET not in cookie
         assert stranger.get("/api/jobs").status_code == 200
@@ -165,15 +170,30 @@ def test_only_files_of_the_result_are_sent(closed: Service) -> None:
 def test_heads_are_those_of_the_answers(closed: Service, stranger: httpx.Client) -> None:
     result = f"/api/jobs/{closed.done}"  # type: ignore[attr-defined]
     lasting = ("/healthz", "/readyz", "/", "/page/start.js", "/api/jobs", result, f"{result}/files", f"{result}/view")
-    for path in (*lasting, f"{result}/files/view.html"):
+    for path in (*lasting, f"{result}/files/view.html", f"{result}/zip"):
         head, whole = closed.client.head(path), closed.client.get(path)
         names = ("content-length", "content-type", "content-disposition", "content-security-policy")
         assert head.status_code == whole.status_code == 200 and head.content == b"", path
         assert [head.headers.get(name) for name in names] == [whole.headers.get(name) for name in names]
     assert closed.client.head("/api/jobs/nobody").status_code == 404
     assert stranger.head("/healthz").status_code == 200 and stranger.head(result).status_code == 401
-    for endless in ("zip", "events"):
-        assert closed.client.head(f"{result}/{endless}").status_code == 405, "made while it is sent"
+    assert closed.client.head(f"{result}/events").status_code == 405, "it has no end"
+
+
+def test_a_zip_goes_on_where_it_broke_off(closed: Service) -> None:
+    path = f"/api/jobs/{closed.done}/zip"  # type: ignore[attr-defined]
+    whole = closed.client.get(path)
+    size, tag = len(whole.content), whole.headers["etag"]
+    assert whole.headers["content-length"] == str(size) and whole.headers["accept-ranges"] == "bytes"
+    for asked, first, last in ((f"bytes={size // 2}-", size // 2, size - 1), (f"bytes=3-{2 * size}", 3, size - 1),
+                               ("bytes=0-0", 0, 0)):  # fmt: skip
+        part = closed.client.get(path, headers={"range": asked, "if-range": tag})
+        assert part.status_code == 206 and part.headers["content-range"] == f"bytes {first}-{last}/{size}", asked
+        assert part.content == whole.content[first : last + 1]
+    for headers in ({"range": "bytes=5-", "if-range": '"another"'}, {"range": "bytes=0-1,4-5"}, {"range": "bytes=5-4"}):
+        assert closed.client.get(path, headers=headers).content == whole.content, headers
+    beyond = closed.client.get(path, headers={"range": f"bytes={size}-"})
+    assert beyond.status_code == 416 and beyond.headers["content-range"] == f"bytes */{size}"
 
 
 def test_names_in_headers_and_archives(tmp_path: Path) -> None:
@@ -186,14 +206,35 @@ def test_names_in_headers_and_archives(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "big").write_bytes(bytes(3 << 20))
     (tmp_path / "sub" / "日本.txt").write_text("text")
-    pieces = list(zipped(tmp_path, ["big", "sub/日本.txt"]))
+    (tmp_path / "empty").touch()
+    os.utime(tmp_path / "empty", (0, 0))  # before the first year of zips
+    made = Zip(tmp_path, ["big", "empty", "sub/日本.txt"])
+    pieces = list(made.pieces())
+    whole = b"".join(pieces)
+    assert len(whole) == made.size
+    for start in (1, 40, 1 << 20, (3 << 20) + 30, *range(made.size - 300, made.size)):
+        for stop in (start + 1, made.size):
+            assert b"".join(made.pieces(start, stop)) == whole[start:stop]
     assert max(map(len, pieces)) <= (1 << 20) + 1000, "never more than a piece in memory"
-    import io
-    import zipfile
-
-    with zipfile.ZipFile(io.BytesIO(b"".join(pieces))) as archive:
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         assert archive.testzip() is None and archive.read("sub/日本.txt") == b"text"
         assert archive.getinfo("big").file_size == 3 << 20
+
+
+def test_zips_of_more_than_four_gigabytes(tmp_path: Path) -> None:
+    """Their headers; the bytes between are not read."""
+    (tmp_path / "huge").touch()
+    os.truncate(tmp_path / "huge", (1 << 32) + 5)
+    (tmp_path / "last").write_text("text")
+    made = Zip(tmp_path, ["huge", "last"])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("lean3r.serve.downloads.zlib.crc32", lambda *_: 0)
+        patched.setattr("lean3r.serve.downloads._Member.read", lambda self, first: [])
+        end = b"".join(made.pieces((1 << 32) + 4))
+    tail = io.BytesIO(end)  # zipfile finds what stands before by the length of the rest
+    with zipfile.ZipFile(tail) as archive:
+        huge, last = archive.infolist()
+        assert (huge.file_size, huge.compress_size, last.file_size) == ((1 << 32) + 5, (1 << 32) + 5, 4)
 
 
 def test_paths_are_taken_out_of_texts(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import shutil
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -300,6 +302,20 @@ def test_a_port_in_use_and_a_device_that_is_not_there(
             service("--devices", "cuda")
 
 
+def test_the_service_itself_loads_no_torch() -> None:
+    """Only its workers, and the process that checks cameras, do: it would treble the memory of the service."""
+    code = """if True:
+        import sys
+        from pathlib import Path
+        import lean3r.serve.app, lean3r.serve.server
+        from lean3r.serve.request import Request, describe
+        options = {"max_views": "8", "format": "all", "gps": "true", "known": "both", "up": "auto", "mesh": "on"}
+        assert Request.of(options, ["nano", "nano-gsa-fp8"], Path("cameras")) and describe(["nano"])
+        assert "torch" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
     assert main(["serve"]) == 4
@@ -313,3 +329,7 @@ def test_the_interface_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     options = form["properties"]["options"]["properties"]
     assert options["max_views"]["type"] == "integer" and "cameras" not in options
     assert {"/healthz", "/readyz", "/metrics", "/api/jobs/{id}/zip"} <= about["paths"].keys()
+    for path, methods in about["paths"].items():
+        for answers in (method["responses"] for method in methods.values() if path.startswith("/api/")):
+            refused = answers["4XX"]["content"]["application/json"]["schema"]["$ref"].split("/")[-1]
+            assert "422" not in answers and about["components"]["schemas"][refused]["required"] == ["error"], path

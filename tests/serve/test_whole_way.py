@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +72,15 @@ def test_from_upload_to_zip(real: Service, photos: list[tuple[str, bytes]]) -> N
         and told[-1][0] == "end"
         and stages & {"loading", "network", "writing"}
     )
+    assert all("files" not in event and "summary" not in event for _, event in told[:-1]), "there may be thousands"
     done = told[-1][1]
     assert done["skipped"] == job["skipped"] and len(done["files"]) == 4, "what was left out is remembered"
     assert done["state"] == "done" and done["summary"]["views"] == 3 and done["summary"]["points"] > 100
     assert [one["name"] for one in done["summary"]["skipped"]] == ["cut.jpg"], "as on the command line"
     at = f"/api/jobs/{job['id']}"
+    listed = real.client.get("/api/jobs").json()[0]
+    assert listed == {name: value for name, value in done.items() if name not in ("files", "skipped", "summary")}
+    assert real.client.get(at).json() == done
     files = {file["path"]: file["bytes"] for file in real.client.get(f"{at}/files").json()["files"]}
     assert {"manifest.json", "points.ply", "view.html", "report.html", "sparse/0/cameras.bin"} <= files.keys()
     contents = {path: real.client.get(f"{at}/files/{path}").content for path in files}
@@ -162,15 +170,46 @@ def page(browser: Any) -> Iterator[tuple[Any, list[str], list[str]]]:
     context.close()
 
 
+@pytest.fixture
+def home(real: Service) -> Iterator[str]:
+    """The address of the service at a proxy, which has it under a path of its own."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            asked = http.client.HTTPConnection(real.address.split("/")[2])
+            asked.request(self.command, self.path.removeprefix("/scan"), body, dict(self.headers))
+            answer = asked.getresponse()
+            self.send_response_only(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("transfer-encoding", "connection"):
+                    self.send_header(name, value)
+            self.end_headers()
+            with suppress(OSError):
+                while piece := answer.read1():
+                    self.wfile.write(piece)
+
+        do_POST = do_DELETE = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{proxy.server_port}/scan/"
+        proxy.shutdown()
+
+
 def test_the_pages_in_a_browser(
-    real: Service, photos: list[tuple[str, bytes]], page: tuple[Any, list[str], list[str]], tmp_path: Path
+    real: Service, home: str, photos: list[tuple[str, bytes]], page: tuple[Any, list[str], list[str]], tmp_path: Path
 ) -> None:
+    """Under a path of its own, which a proxy in front takes away."""
     browser, problems, asked = page
     for name, content in photos[:2]:
         (tmp_path / name).write_bytes(content)
     (tmp_path / HOSTILE).write_bytes(photos[2][1])
     (tmp_path / "notes.txt").write_text("hello")
-    browser.goto(real.address)
+    browser.goto(home)
     browser.get_by_label("Drop photos").set_input_files([path for path in sorted(tmp_path.iterdir()) if path.is_file()])
     browser.locator("#limits", has_text="30 minutes").wait_for()
     assert "4 files" in browser.locator("#chosen").text_content()
@@ -180,7 +219,7 @@ def test_the_pages_in_a_browser(
         field.select_option(value) if option in ("refine", "dense") else field.fill(str(value))
     browser.get_by_role("button", name="Reconstruct").click()
     browser.wait_for_selector("html[data-state=done]", timeout=120_000)
-    assert browser.url.startswith(f"{real.address}jobs/")
+    assert browser.url.startswith(f"{home}jobs/")
     assert "notes.txt: it is not a picture" in browser.locator("#notes").text_content()
     assert HOSTILE in browser.locator("#input").text_content() and HOSTILE in browser.locator("#title").text_content()
     frame = browser.frame_locator("#frame")
@@ -191,14 +230,36 @@ def test_the_pages_in_a_browser(
         with browser.expect_download() as saved:
             browser.get_by_role("link", name=link).click()
         assert saved.value.suggested_filename.endswith(name) and Path(saved.value.path()).stat().st_size > 500
-    browser.goto(real.address)
+    browser.goto(home)
     browser.locator("#jobs tbody tr").first.wait_for()
     assert HOSTILE in browser.locator("#jobs").text_content()
     browser.locator("#jobs a").first.click()
     browser.get_by_role("button", name="Remove job").click()
-    browser.wait_for_url(real.address)
+    browser.wait_for_url(home)
     hidden = [text for text in problems if "WebGL" not in text and "GPU stall" not in text]
-    assert hidden == [] and all(url.startswith((real.address, "data:", "blob:")) for url in asked), (hidden, asked)
+    assert hidden == [] and all(url.startswith((home, "data:", "blob:")) for url in asked), (hidden, asked)
+
+
+def test_the_page_counts_all_that_it_sends(
+    real: Service, photos: list[tuple[str, bytes]], page: tuple[Any, list[str], list[str]]
+) -> None:
+    browser, (name, photo) = page[0], photos[0]
+    about = real.client.get("/api/options").json()
+    about["limits"] |= {"bytes": len(photo) + 1000, "files": 2}
+    browser.route("**/api/options", lambda route: route.fulfill(json=about))
+    browser.goto(real.address)
+    browser.locator("summary").click()
+    mask, large = ({"name": "m.png", "mimeType": "image/png", "buffer": bytes(n)} for n in (900, 1100))
+    button, problem = browser.get_by_role("button", name="Reconstruct"), browser.locator("#problem")
+    browser.locator("#masks").set_input_files([mask])
+    assert button.is_disabled(), "masks alone are nothing to reconstruct"
+    browser.locator("#files").set_input_files([{"name": name, "mimeType": "image/jpeg", "buffer": photo}])
+    browser.locator("#chosen", has_text="2 files").wait_for()
+    assert button.is_enabled() and problem.text_content() == ""
+    for masks, said in (([large], "more than"), ([mask, mask], "more than 2 files")):
+        browser.locator("#masks").set_input_files(masks)
+        browser.locator("#problem", has_text=said).wait_for()
+        assert button.is_disabled()
 
 
 def test_the_pages_are_accessible(real: Service, page: tuple[Any, list[str], list[str]]) -> None:

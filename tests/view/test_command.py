@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,8 @@ def test_without_a_browser_it_prints_the_address_and_ctrl_c_ends_it(result: Path
         finally:
             run.kill()
     assert run.returncode == 0 and out == "" and "Traceback" not in err and "open http" in err
+    port = urllib.parse.urlsplit(address).port
+    assert f"or on another after `ssh -L {port}:localhost:{port}`" in " ".join(err.split())
 
 
 def test_no_browser_is_found_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

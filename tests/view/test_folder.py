@@ -228,6 +228,9 @@ def test_pictures_elsewhere(copy: Path, tmp_path: Path) -> None:
     assert any("--stored" in note for note in read_content(copy).notes)
     content = read_content(copy, [tmp_path / "moved"])
     assert content.notes == () and content.album.photo(0, 50) is not None
+    (tmp_path / "moved" / "IMG_000.jpg").rename(tmp_path / "moved" / "renamed.jpg")
+    (note,) = read_content(copy, [tmp_path / "moved"]).notes
+    assert note.endswith("moved (IMG_000.jpg). Their files must have these names.")
 
 
 @pytest.mark.parametrize("kind", ["jpg", "webp"])
@@ -273,6 +276,20 @@ def test_an_undistorted_picture_is_not_that_of_an_uncertain_view_of_a_like_name(
     album = read_content(export(scene, tmp_path / "out", FORMATS + ",colmap", options=options)).album
     photo = album.photo(1, 50)
     assert album.photo(0, 50) is None and photo is not None and photo.getpixel((9, 9))[0] > 190
+
+
+def test_undistorted_pictures_of_older_results_are_in_folders(tmp_path: Path) -> None:
+    scene = small_scene(2, names=["a/1.jpg", "b/1.jpg"])
+    for name in scene.names:
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (960, 720)).save(tmp_path / "photos" / name)
+    pictures = Pictures([tmp_path / "photos" / name for name in scene.names])
+    out = export(scene, tmp_path / "out", FORMATS, options=ExportOptions(images="never"))
+    (out / "config.toml").write_text("undistort = true\n")
+    pictures.write(pictures.names, out / "images")
+    shutil.rmtree(tmp_path / "photos")
+    content = read_content(out)
+    assert all(content.album.photo(view, 50) for view in (0, 1)) and not any("--stored" in n for n in content.notes)
 
 
 def test_names_lead_nowhere_else(copy: Path) -> None:

@@ -1,11 +1,13 @@
 // The page of one job: its progress as the service tells it, then its result.
-import { ask, byId, element, size, stateText } from "./shared.js";
+import { HOME, ask, byId, element, size, stateText } from "./shared.js";
 
 const id = location.pathname.split("/").pop();
-const at = `/api/jobs/${encodeURIComponent(id)}`;
+const at = `api/jobs/${encodeURIComponent(id)}`;
+const known = {}; // events do not repeat the files
 let result = "";
 
-function show(job) {
+function show(news) {
+  const job = Object.assign(known, news);
   byId("title").textContent = job.title;
   document.title = `${job.title} - lean3r`;
   byId("state").textContent = stateText(job);
@@ -36,14 +38,14 @@ async function showResult(job) {
   const facts = [views && `${views} views`, points && `${points.toLocaleString()} points`, scale && `scale: ${scale}`,
     whole && `${whole.toFixed(1)} s`, `kept until ${new Date(1000 * job.expires).toLocaleString()}`];
   byId("facts").textContent = facts.filter(Boolean).join(", ");
-  byId("zip").href = `${at}/zip`;
-  byId("view").href = byId("frame").src = `${at}/view`;
-  byId("report").href = `${at}/report`;
+  byId("zip").href = `${HOME}${at}/zip`;
+  byId("view").href = byId("frame").src = `${HOME}${at}/view`;
+  byId("report").href = `${HOME}${at}/report`;
   const { files } = await ask(`${at}/files`);
   byId("files").tBodies[0].replaceChildren(...files.map((file) => {
     const row = element("tr"), cell = element("td");
     const path = file.path.split("/").map(encodeURIComponent).join("/");
-    cell.append(element("a", file.path, { href: `${at}/files/${path}`, download: "" }));
+    cell.append(element("a", file.path, { href: `${HOME}${at}/files/${path}`, download: "" }));
     row.append(cell, element("td", size(file.bytes)));
     return row;
   }));
@@ -61,11 +63,11 @@ function gone() {
 
 byId("cancel").addEventListener("click", () => ask(`${at}/cancel`, { method: "POST" }).then(show).catch(complain));
 byId("remove").addEventListener("click", () => {
-  ask(at, { method: "DELETE" }).then(() => location.assign("/")).catch(complain);
+  ask(at, { method: "DELETE" }).then(() => location.assign(HOME)).catch(complain);
 });
 
 function follow() {
-  const told = new EventSource(`${at}/events`);
+  const told = new EventSource(`${HOME}${at}/events`);
   told.addEventListener("job", (event) => show(JSON.parse(event.data)));
   told.addEventListener("end", (event) => { told.close(); show(JSON.parse(event.data)); });
   told.addEventListener("gone", () => { told.close(); gone(); });

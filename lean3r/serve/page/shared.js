@@ -5,6 +5,8 @@ const STATES = {
   expired: "Expired: the result was removed",
 };
 
+export const HOME = new URL("..", import.meta.url).href; // a proxy may put the service under a path of its own
+
 export const byId = (id) => document.getElementById(id);
 
 export function element(name, text = "", attributes = {}) {
@@ -14,14 +16,15 @@ export function element(name, text = "", attributes = {}) {
   return made;
 }
 
+/** Of an address relative to the start page. */
 export async function ask(path, options = {}) {
   let answer;
   try {
-    answer = await fetch(path, options);
+    answer = await fetch(HOME + path, options);
   } catch {
     throw new Error("the service does not answer");
   }
-  if (answer.status === 401) location.assign("/");
+  if (answer.status === 401) location.assign(HOME);
   const isJson = (answer.headers.get("content-type") ?? "").startsWith("application/json");
   const content = isJson ? await answer.json() : null;
   if (!answer.ok) throw Object.assign(new Error(content?.error ?? `error ${answer.status}`), { status: answer.status });

@@ -1,6 +1,7 @@
 // The start page: an upload with options, and the list of jobs.
-import { ask, byId, element, size, stateText } from "./shared.js";
+import { HOME, ask, byId, element, size, stateText } from "./shared.js";
 
+const ROLES = ["cameras", "masks"]; // the fields of the form beside the pictures
 const EVERY = 3000; // milliseconds between two looks at the list
 let limits = null;
 let chosen = [];
@@ -8,11 +9,18 @@ let sending = null;
 
 function choose(files) {
   chosen = [...files].filter((file) => !file.name.startsWith("."));
-  const bytes = chosen.reduce((sum, file) => sum + file.size, 0);
-  byId("chosen").textContent = chosen.length ? `${chosen.length} files, ${size(bytes)}` : "";
+  check();
+}
+
+const sent = () => [...chosen.map((file) => ["files", file]), ...ROLES.flatMap((role) => [...byId(role).files].map((file) => [role, file]))];
+
+function check() {
+  const files = sent();
+  const bytes = files.reduce((sum, [, file]) => sum + file.size, 0);
+  byId("chosen").textContent = files.length ? `${files.length} files, ${size(bytes)}` : "";
   let problem = "";
   if (limits && bytes > limits.bytes) problem = `These files have more than ${size(limits.bytes)}.`;
-  if (limits && chosen.length > limits.files) problem = `These are more than ${limits.files} files.`;
+  if (limits && files.length > limits.files) problem = `These are more than ${limits.files} files.`;
   byId("problem").textContent = problem;
   byId("send").disabled = !chosen.length || Boolean(problem);
 }
@@ -73,19 +81,16 @@ function send(event) {
   event.preventDefault();
   const form = new FormData();
   form.append("options", JSON.stringify(options()));
-  for (const file of chosen) form.append("files", file, file.name);
-  for (const role of ["cameras", "masks"]) {
-    for (const file of byId(role).files) form.append(role, file, file.name);
-  }
+  for (const [field, file] of sent()) form.append(field, file, file.name);
   sending = new XMLHttpRequest(); // fetch does not tell how much was sent
   const bar = byId("sent");
-  sending.open("POST", "/api/jobs");
+  sending.open("POST", `${HOME}api/jobs`);
   sending.upload.onprogress = (now) => { if (now.lengthComputable) bar.value = now.loaded / now.total; };
   sending.upload.onload = () => bar.removeAttribute("value"); // the service checks what arrived
   sending.onload = () => {
     let answer = {};
     try { answer = JSON.parse(sending.responseText); } catch { /* not from the service */ }
-    if (sending.status === 201) location.assign(`/jobs/${answer.id}`);
+    if (sending.status === 201) location.assign(`${HOME}jobs/${answer.id}`);
     else over([answer.error ?? `error ${sending.status}`, ...(answer.skipped ?? []).map((s) => `${s.name}: ${s.reason}`)].join("; "));
   };
   sending.onerror = () => over("The upload did not arrive; the service does not answer, or it refused the size.");
@@ -105,10 +110,10 @@ function over(problem) {
 
 async function list() {
   try {
-    const jobs = await ask("/api/jobs?limit=50");
+    const jobs = await ask("api/jobs?limit=50");
     const rows = jobs.map((job) => {
       const row = element("tr");
-      const link = element("a", job.title, { href: `/jobs/${job.id}` });
+      const link = element("a", job.title, { href: `${HOME}jobs/${job.id}` });
       const first = element("td");
       first.append(link);
       row.append(first, element("td", stateText(job)), element("td", new Date(1000 * job.created).toLocaleString()));
@@ -138,15 +143,17 @@ drop.addEventListener("drop", (event) => {
   dropped(event.dataTransfer);
 });
 byId("files").addEventListener("change", (event) => choose(event.target.files));
+for (const role of ROLES) byId(role).addEventListener("change", check);
 byId("upload").addEventListener("submit", send);
 byId("stop").addEventListener("click", () => sending?.abort());
 
-ask("/api/options").then((about) => {
+ask("api/options").then((about) => {
   limits = about.limits;
   const { files, bytes, minutes, keep_hours: hours } = limits;
   byId("limits").textContent = `At most ${files} files and ${size(bytes)}, and ${minutes} minutes of work; `
     + `results are kept for ${hours} hours, or until others need their place.`;
   byId("options").replaceChildren(...about.options.map(optionField));
+  check();
 }).catch((error) => { byId("problem").textContent = error.message; });
 list();
 setInterval(list, EVERY);

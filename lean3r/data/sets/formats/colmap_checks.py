@@ -1,7 +1,7 @@
 """Whether the cameras of a COLMAP model agree with what its pictures observed: the points and their pixels tell.
 
-A pose that is no pose of its picture (a quaternion of zeros is taken as no rotation), or a camera for pictures of
-another size, would give scores and samples that are wrong without looking so.
+A pose that is no pose of its picture, or a camera for pictures of another size, would give scores and samples that are
+wrong without looking so.
 """
 
 from __future__ import annotations
