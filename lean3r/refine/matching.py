@@ -70,7 +70,9 @@ def match(job: Job, database: Path, kept: Kept, loops: bool = True) -> set[str]:
     with pycolmap.Database.open(database) as opened, ThreadPoolExecutor(job.threads) as pool:
         image_of = {image.name: image.image_id for image in opened.read_all_images()}
         descriptors = {file: np.asarray(opened.read_descriptors(image).data) for file, image in image_of.items()}
-        odd = set() if job.sequences else _mirrored(opened, image_of, descriptors)
+        photos = {} if job.sequences else {image: descriptors[file] for file, image in image_of.items()}
+        sizes = {image: _sizes(np.asarray(opened.read_keypoints(image))) for image in photos}
+        turned = pool.submit(mirrored, photos, sizes)  # beside the matching
 
         def matched(pair: tuple[str, str]) -> tuple[np.ndarray, bool]:
             """Their matches, and whether these were kept."""
@@ -78,19 +80,14 @@ def match(job: Job, database: Path, kept: Kept, loops: bool = True) -> set[str]:
             return (mutual_nearest(*(descriptors[file] for file in pair)), False) if found is None else (found, True)
 
         in_order = [(a, b) if image_of[a] < image_of[b] else (b, a) for a, b in listed]
-        for (first, second), (matches, were_kept) in zip(in_order, pool.map(matched, in_order), strict=True):
+        found = pool.map(matched, in_order)
+        odd = {file for file, image in image_of.items() if image in turned.result()}
+        for (first, second), (matches, were_kept) in zip(in_order, found, strict=True):
             if not were_kept:
                 kept.add(first, second, matches if len(matches) >= LEAST_INLIERS else matches[:0])
             if len(matches) >= LEAST_INLIERS and (first in odd) == (second in odd):
                 opened.write_matches(image_of[first], image_of[second], matches)
     return odd
-
-
-def _mirrored(opened: pycolmap.Database, image_of: dict[str, int], descriptors: dict[str, np.ndarray]) -> set[str]:
-    """The files of photos that are mirrored."""
-    file_of = {image: file for file, image in image_of.items()}
-    sizes = {image: _sizes(np.asarray(opened.read_keypoints(image))) for image in file_of}
-    return {file_of[image] for image in mirrored({image_of[f]: d for f, d in descriptors.items()}, sizes)}
 
 
 def _sizes(keypoints: np.ndarray) -> np.ndarray:

@@ -22,9 +22,9 @@ REACH, SAME = 0.25, 3.0  # most log depth by which it differs; and how many time
 def planes_of(scene: Posed, measured: Scene, found: Depths) -> np.ndarray:
     """Planes [P, 4] of the world, the largest first: the normal n and the distance d of n x = d. `measured` are the
     surfaces of what was `found`."""
-    shown = [_sure(scene, measured, found, view) for view in np.flatnonzero(found.measured)]
+    shown = [_sure(scene, measured, found, view) for view in np.flatnonzero(found.measured).tolist()]
     x, n, z = (np.concatenate(parts) for parts in zip(*shown, strict=True))
-    rng, planes = np.random.default_rng(0), np.zeros((0, 4))
+    rng, planes = np.random.default_rng(0), []
     some = rng.permutation(len(x))[:POINTS]
     x, n, z = x[some], n[some], z[some]
     least = max(LEAST * len(x), 3)
@@ -36,17 +36,21 @@ def planes_of(scene: Posed, measured: Scene, found: Depths) -> np.ndarray:
         normal, distance = np.zeros(3), 0.0
         for _ in range(FITS):
             if mine.sum() < least:
-                return planes
+                return _stacked(planes)
             centre = np.average(x[mine], axis=0, weights=z[mine] ** -2)
             off = (x[mine] - centre) / z[mine, None]
             normal = np.linalg.eigh(off.T @ off)[1][:, 0]
             normal *= np.copysign(1.0, normal @ n[mine].mean(axis=0))
             distance = centre @ normal
             mine = _on(x, n, z, normal, distance)
-        planes = np.vstack([planes, [*normal, distance]])
+        planes.append(np.append(normal, distance))
         left = np.abs(x @ normal - distance) > 2 * NEAR * z  # edges of other things on it show none of their own
         x, n, z = x[left], n[left], z[left]
-    return planes
+    return _stacked(planes)
+
+
+def _stacked(planes: list[np.ndarray]) -> np.ndarray:
+    return np.array(planes).reshape(-1, 4)
 
 
 def _sure(scene: Posed, measured: Scene, found: Depths, view: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
