@@ -84,7 +84,7 @@ class Data:
         console.line("set", f"{values['title']} ({result.name}), licence: {values['licence']}")
         picture = self._draw(result)
         values["picture"] = None if picture is None else str(picture)
-        more = "" if result.looked == result.scenes else f" in the first {result.looked:,}"
+        more = "" if result.looked >= result.scenes else f" in the first {result.looked:,}"
         console.line("scenes", f"{result.scenes:,}, {result.views:,} views{more}")
         for problem in result.problems[:_SHOWN]:
             console.warn(problem)

@@ -228,6 +228,13 @@ def _compare(
     check_model(stored, model)
     coded = [n for ours, n in source.items() if ours in own and _is_full(own[ours].dtype)]
     coded = [n for n in coded if not _is_full(stored.dtypes[n])]
+    strange = [name for name in coded if stored.dtypes[name].itemsize > 1 or stored.dtypes[name] == torch.bool]
+    if strange:
+        kind = str(stored.dtypes[strange[0]]).removeprefix("torch.")
+        raise WeightsError(
+            f"{path} has {len(strange)} weights of type {kind} ({strange[0]}, ...); expected floating-point numbers. "
+            f"Is this a checkpoint of {model}?"
+        )
     if coded:
         raise WeightsError(
             f"{path} has {len(coded)} weights as codes ({coded[0]}, ...), but no plan for {model} to decode them. "

@@ -216,6 +216,15 @@ class TestRefusals:
         damage(path, **{"decoder.0.norm1.weight": torch.full((32,), value)})
         self.refused(path, r"decoder\.0\.norm1\.weight has NaN or infinite values")
 
+    def test_numbers_that_are_no_weights(self, saved: tuple[Pi3, Path]) -> None:
+        _, path = saved
+        for dtype in (torch.int64, torch.bool):
+            damage(path, **{"decoder.0.norm1.weight": torch.ones(32, dtype=dtype)})
+            kind = str(dtype).removeprefix("torch.")
+            self.refused(
+                path, rf"1 weights of type {kind} \(decoder\.0\.norm1\.weight, \.\.\.\); expected floating-point"
+            )
+
     def test_too_large_for_the_number_type(self, saved: tuple[Pi3, Path]) -> None:
         model, path = saved
         damage(path, **{"decoder.0.norm1.weight": torch.full((32,), 1e6)})
