@@ -199,6 +199,7 @@ def test_a_log_that_cannot_grow_ends_the_run_with_the_reason(tmp_path: Path, mon
 def test_killed_within_the_write_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # the threads that earlier tests made torch start are not in this process
         save, calls = torch.save, []
 
         def torn(state, path) -> None:
