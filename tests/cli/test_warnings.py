@@ -8,7 +8,7 @@ import logging
 import pytest
 from export.scene import make_scene
 
-from lean3r.cli.reconstruct import describe_stereo, summary, summary_rows
+from lean3r.cli.summary import describe_stereo, summary, summary_rows
 from lean3r.export import export
 from lean3r.types import with_warning
 
