@@ -15,6 +15,7 @@ from lean3r.refine.job import Answer, Group, Job
 from lean3r.refine.kinks import KINKED, SIDE, behind_kinks, behind_sidesteps
 from lean3r.refine.misplaced import misplaced
 from lean3r.refine.rivals import ELSEWHERE, contested
+from lean3r.refine.shared_thing import with_places
 from lean3r.refine.ties import LOOSE, loosely_tied
 
 NO_LENS = "no lens distorts like the camera found for it"
@@ -44,14 +45,18 @@ class Built(NamedTuple):
 
 def doubted(job: Job, built: Built, found: Sequence[Built]) -> Answer:
     """The answer of a model; of a video's frames, those are not trusted that another model of the same matches has
-    elsewhere, those behind a kink, and those that few points tie to the others."""
+    elsewhere, those behind a kink, and those that few points tie to the others; of photos, those of another place."""
     answer = built.answer
     rivals = [rival for rival in found if rival.answer is not answer] if job.sequences else []
     elsewhere = {v for r in rivals for v in contested(answer, r.answer, built.shares, r.shares)}
     answer = answer.with_doubts(elsewhere, ELSEWHERE).with_doubts(behind_kinks(answer, job.sequences), KINKED)
     if job.past:
         answer = answer.with_doubts(behind_sidesteps(answer, job.sequences), SIDE)
-    return answer if job.held.any() else answer.with_doubts(loosely_tied(answer, job.sequences, job.joined), LOOSE)
+    if job.held.any():
+        return answer
+    if not job.sequences:
+        return with_places(job, answer)
+    return answer.with_doubts(loosely_tied(answer, job.sequences, job.joined), LOOSE)
 
 
 def answer_of(

@@ -41,10 +41,10 @@ class Moving(NamedTuple):
 def moving(job: Job, answer: Answer, database: Path) -> Moving | None:
     """What moves otherwise than a model of the matches in a database of photos; None where that is little."""
     ids = image_ids(job, database)
-    matches, cameras = _matches(job, ids, database), _cameras(job, answer)
+    matches, cameras = _matches(job, ids, database), cameras_of(job, answer)
     every = accept.errors_px(matches, cameras, answer.cam_from_world) < FITS_PX
     fitting = np.split(every, np.cumsum(matches.counts)[:-1])
-    cells = [_cells(xy, camera) for xy, camera in zip(matches.keypoints, cameras, strict=True)]
+    cells = [cells_of(xy, camera) for xy, camera in zip(matches.keypoints, cameras, strict=True)]
     trusted, counts = answer.trusted & answer.has, np.zeros((2, len(job.views), ALONG * ACROSS))
     rests = []
     for (a, b), index, fits in zip(matches.pairs, matches.indices, fitting, strict=True):
@@ -97,7 +97,7 @@ def _matches(job: Job, ids: dict[int, int], database: Path) -> Matches:
     return Matches(keypoints, np.array(pairs, np.int64).reshape(-1, 2), indices, [None] * len(pairs))
 
 
-def _cameras(job: Job, answer: Answer) -> list[pycolmap.Camera]:
+def cameras_of(job: Job, answer: Answer) -> list[pycolmap.Camera]:
     """The camera that an answer has for each view."""
     return [
         features.camera_of(replace(job.groups[view.group], model=answer.models[mine], params=answer.params[mine]))
@@ -119,18 +119,18 @@ def _agreeing(
     return index[:0]
 
 
-def _cells(xy: np.ndarray, camera: pycolmap.Camera) -> np.ndarray:
+def cells_of(xy: np.ndarray, camera: pycolmap.Camera) -> np.ndarray:
     """The number of the cell that each place [N, 2] of a picture is in."""
-    columns, rows = _grid(camera)
+    columns, rows = grid_of(camera)
     x, y = np.clip(xy / (camera.width, camera.height) * (columns, rows), 0, (columns - 1, rows - 1)).astype(int).T
     return y * columns + x
 
 
 def _spread(chosen: np.ndarray, camera: pycolmap.Camera) -> float:
     """How far cells [C] bool of a picture lie from their middle, in cells; one cell is as wide as it is."""
-    place = np.stack(np.divmod(np.flatnonzero(chosen), _grid(camera)[0]))
+    place = np.stack(np.divmod(np.flatnonzero(chosen), grid_of(camera)[0]))
     return float(np.sqrt(1 + place.var(axis=1).sum())) if place.size else 1.0
 
 
-def _grid(camera: pycolmap.Camera) -> tuple[int, int]:
+def grid_of(camera: pycolmap.Camera) -> tuple[int, int]:
     return (ALONG, ACROSS) if camera.width >= camera.height else (ACROSS, ALONG)
