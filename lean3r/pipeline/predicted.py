@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,13 @@ from lean3r.pipeline.options import RunOptions
 from lean3r.pipeline.predict import check_finite, predict
 from lean3r.pipeline.together import predict_together
 from lean3r.pipeline.trust import Content, judge_content, no_points
-from lean3r.types import Prediction, Reconstruction, Source, Views
+from lean3r.types import Prediction, Reconstruction, Source, Views, with_warning
+
+LITTLE = 0.1  # share of the pictures with a mask that is used, below which masks are probably inverted
+INVERTED = (
+    "the masks leave {:.0%} of the pictures that have one: black is left out, and anything else is used. If yours have "
+    "white where something is to be left out, invert them"
+)
 
 
 class Read(NamedTuple):
@@ -63,7 +70,8 @@ def predict_scene(
         placed = place_in_world(prediction, given, parts)
         prediction = placed.prediction
         images, mask = pictures_of(views)
-        content = judge_content(images, mask if masks is None else masks.of_network(sources, mask), keep_sky)
+        counts = mask if masks is None else masks.of_network(sources, mask)
+        content = judge_content(images, counts, keep_sky)
         depth = np.where(content.usable, array_of(prediction.depth, np.float32), np.float32(0))
         intrinsics = array_of(prediction.intrinsics, np.float64)
         lenses = lenses_of(given, sources, intrinsics)
@@ -84,7 +92,16 @@ def predict_scene(
         lenses=lenses,
         registration=() if given is None else tuple("given" if has else "predicted" for has in given.has_pose.tolist()),
     )
-    return scene, content
+    return scene if masks is None else _with_masks(scene, masks, counts), content
+
+
+def _with_masks(scene: Reconstruction, masks: Masks, counts: np.ndarray) -> Reconstruction:
+    """The scene with what its masks are, and the share of its pictures with one that they leave: `counts` [S, H, W]."""
+    views = [view for view, source in enumerate(scene.sources) if source.name in masks.files]
+    used = float(counts[views].sum() / max(1, scene.mask[views].sum()))
+    record = {"folder": str(masks.folder), "views": len(masks.files), "used": round(used, 4)}
+    scene = replace(scene, info={**scene.info, "masks": record})
+    return with_warning(scene, "masks", INVERTED.format(used), views) if used < LITTLE else scene
 
 
 @contextlib.contextmanager

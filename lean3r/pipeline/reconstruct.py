@@ -136,8 +136,6 @@ def reconstruct(
     info = scene.info | record_of(model, options, refining, fit, more)
     if group is not None:
         info["processes"] = group.size
-    if masking is not None:
-        info["masks"] = {"folder": folder, "views": len(masking.files)}
     scene = replace(scene, point_options=points, skipped=skipped, info=info)
     for text in () if files is None else files.cautions:
         scene = with_warning(scene, "bars", text)

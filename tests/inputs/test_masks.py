@@ -164,7 +164,9 @@ def test_black_areas_have_no_depth_and_no_points(tmp_path: Path, data_dir: Path,
     assert main(command) == 0
     assert "2 of 3 views have one" in capsys.readouterr().err
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["masks"] == {"folder": str(tmp_path / "masks"), "views": 2}
+    used = manifest["masks"].pop("used")
+    assert manifest["masks"] == {"folder": str(tmp_path / "masks"), "views": 2} and used == pytest.approx(0.5, abs=0.01)
+    assert "masks" not in {warning["code"] for warning in manifest["warnings"]}
     assert manifest["refinement"]["status"] in ("refined", "fallback")
     with np.load(out / "predictions.npz") as stored:
         depth, conf, size = stored["depth"], stored["conf"], stored["depth"].shape[2]
@@ -180,11 +182,15 @@ def test_black_areas_have_no_depth_and_no_points(tmp_path: Path, data_dir: Path,
 
 
 def test_masks_in_python(tmp_path: Path, data_dir: Path) -> None:
+    """Those that leave hardly anything are told: white for what is to be left out made no camera certain, and none knew
+    why."""
     photo = next(iter((data_dir / "scenes" / "fountain_p11" / "images").iterdir()))
     save(tmp_path / f"{photo.stem}.png", np.zeros((427, 640), np.uint8))
     model = lean3r.load("nano")
     scene = lean3r.reconstruct(model, photo, masks=tmp_path, refine="off")
     assert not scene.depth.any() and not len(scene.points.xyz)
+    told = {warning["code"]: warning for warning in scene.info["warnings"]}
+    assert scene.info["masks"]["used"] == 0 and told["masks"]["views"] == [photo.name]
     export(scene, tmp_path / "out")
     with pytest.raises(UsageError, match="no folder of masks"):
         lean3r.reconstruct(model, photo, masks=tmp_path / "none")
