@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,12 +106,14 @@ def run(
     if zooms := answer.report.get("zooms", False):
         report["zooms"] = True
     reconstruction = warn_misfit(reconstruction, job.held, after, answer.report["misplaced"])
-    if reason := accept.why_not_better(before, after, known.cam_from_world is not None):
-        return keep_predicted(reconstruction, report, reason, start)
-    if answer.trusted.sum() < 2:
+    notes = answer.report["notes"]
+    reason = accept.why_not_better(before, after, known.cam_from_world is not None)
+    if reason is None and answer.trusted.sum() < 2:
         doubts = Counter(doubt for doubt in answer.report["doubts"] if doubt is not None)
-        return keep_predicted(reconstruction, report, f"its views are doubted: {doubts.most_common(1)[0][0]}", start)
-    notes = [*answer.report["notes"], *([("unfinished", UNFINISHED.format(ended))] if ended else [])]
+        reason = f"its views are doubted: {doubts.most_common(1)[0][0]}"
+    if reason is not None:  # what was seen in the pictures may be why
+        return keep_predicted(with_notes(reconstruction, notes), report, reason, start)
+    notes = [*notes, *([("unfinished", UNFINISHED.format(ended))] if ended else [])]
     report["notes"] = [text for _, text in notes]
     answer, moved = rescale_hanging(answer, reconstruction, scales, firm)
     answer = answer.with_doubts(
@@ -130,8 +132,7 @@ def run(
     for said, part, doubt in zip(report["views"], answer.report["parts"], answer.report["doubts"], strict=True):
         said |= {"part": part, "uncertain": doubt}
     report |= {"status": label, "registered": int(answer.has.sum()), "trusted": int(answer.trusted.sum())}
-    for code, text in [("zoom", ZOOMS)] * zooms + notes:
-        refined = with_warning(refined, code, text)
+    refined = with_notes(refined, [("zoom", ZOOMS)] * zooms + notes)
     error = focal_error(job, answer)
     report["focal_error"] = error if error is None else round(error, 3)
     return with_report(with_cautions(warn_uncertain(refined, answer), answer, error), report, start)
@@ -141,6 +142,13 @@ def _poses(answer: Answer) -> list[list[list[float]] | None]:
     """Those of the trusted cameras; None for others."""
     trusted = answer.has & answer.trusted
     return [pose if sure else None for pose, sure in zip(answer.cam_from_world.tolist(), trusted, strict=True)]
+
+
+def with_notes(reconstruction: Reconstruction, notes: Iterable[tuple[str, str]]) -> Reconstruction:
+    """The reconstruction with a warning for each note, a code and a text."""
+    for code, text in notes:
+        reconstruction = with_warning(reconstruction, code, text)
+    return reconstruction
 
 
 def warn_uncertain(reconstruction: Reconstruction, answer: Answer) -> Reconstruction:

@@ -13,9 +13,10 @@ from scenes import FOCAL, HEIGHT, WIDTH, arc, look, scene, write
 
 import lean3r
 from lean3r.eval.pose_errors import rotation_error_deg
-from lean3r.refine import refine
+from lean3r.refine import refine, run
 from lean3r.refine.job import Answer, Group, Job, View
 from lean3r.refine.moving import keep_only, moving
+from lean3r.refine.worker import FOLLOWS
 
 VIEWS = 5
 LENS = ("SIMPLE_PINHOLE", (FOCAL, WIDTH / 2, HEIGHT / 2))
@@ -118,3 +119,20 @@ def test_photos_of_a_place_with_a_passer_by(tmp_path):
     both = map(torch.from_numpy, (found.cam_from_world, poses))
     turns = [(each[1:] @ torch.linalg.inv(each[:-1]))[:, :3, :3] for each in both]
     assert rotation_error_deg(*turns).max() < 0.1
+
+
+def test_what_moves_is_told_where_no_camera_is_certain(tmp_path, monkeypatch):
+    """The network's cameras stay, and what was seen in the photos may be why."""
+    poses, work = arc(3), run.work
+    write(poses, tmp_path)
+
+    def doubting(folder: Path, *limits: float) -> str | None:
+        ended, found = work(folder, *limits), Answer.read(folder)
+        assert found is not None
+        found.with_doubts(range(3), FOLLOWS).with_note("moving", "something moves").write(folder)
+        return ended
+
+    monkeypatch.setattr(run, "work", doubting)
+    found = refine(scene(poses), lean3r.Pictures(tmp_path))
+    assert found.info["refinement"]["status"] == "kept"
+    assert [warning["code"] for warning in found.info["warnings"]] == ["moving"]
