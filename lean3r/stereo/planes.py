@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,15 +19,25 @@ NEAR, COSINE = 0.01, 0.9  # of the points of a plane: distance from it over thei
 LEAST = 0.01  # share of all points, that a plane has
 TRIES, FITS, MOST = 256, 3, 12  # points whose planes are tried, fits of the best one, and planes
 OFF = 0.03  # relative error to expect of a plane where depth is not sure
-REACH, SAME = 0.25, 3.0  # most log depth by which it differs; and how many times what both are expected to be off by
+AROUND = 0.1  # of the depth: distance from measured points of a plane up to which it goes on
+AT_ONCE = 1_000  # pixels
+REACH, SAME = 0.5, 3.0  # most log depth by which it differs; and how many times what both are expected to be off by
 
 
-def planes_of(scene: Posed, measured: Scene, found: Depths) -> np.ndarray:
-    """Planes [P, 4] of the world, the largest first: the normal n and the distance d of n x = d. `measured` are the
-    surfaces of what was `found`."""
+class Plane(NamedTuple):
+    """The plane n x = d of the world: its normal n [3], its distance d from the origin, and `points` [N, 3] of it that
+    were surely measured."""
+
+    normal: np.ndarray
+    distance: float
+    points: np.ndarray
+
+
+def planes_of(scene: Posed, measured: Scene, found: Depths) -> list[Plane]:
+    """Planes of the world, the largest first. `measured` are the surfaces of what was `found`."""
     shown = [_sure(scene, measured, found, view) for view in np.flatnonzero(found.measured).tolist()]
     x, n, z = (np.concatenate(parts) for parts in zip(*shown, strict=True))
-    rng, planes = np.random.default_rng(0), []
+    rng, planes = np.random.default_rng(0), list[Plane]()
     some = rng.permutation(len(x))[:POINTS]
     x, n, z = x[some], n[some], z[some]
     least = max(LEAST * len(x), 3)
@@ -36,21 +49,17 @@ def planes_of(scene: Posed, measured: Scene, found: Depths) -> np.ndarray:
         normal, distance = np.zeros(3), 0.0
         for _ in range(FITS):
             if mine.sum() < least:
-                return _stacked(planes)
+                return planes
             centre = np.average(x[mine], axis=0, weights=z[mine] ** -2)
             off = (x[mine] - centre) / z[mine, None]
             normal = np.linalg.eigh(off.T @ off)[1][:, 0]
             normal *= np.copysign(1.0, normal @ n[mine].mean(axis=0))
             distance = centre @ normal
             mine = _on(x, n, z, normal, distance)
-        planes.append(np.append(normal, distance))
+        planes.append(Plane(normal, float(distance), x[mine]))
         left = np.abs(x @ normal - distance) > 2 * NEAR * z  # edges of other things on it show none of their own
         x, n, z = x[left], n[left], z[left]
-    return _stacked(planes)
-
-
-def _stacked(planes: list[np.ndarray]) -> np.ndarray:
-    return np.array(planes).reshape(-1, 4)
+    return planes
 
 
 def _sure(scene: Posed, measured: Scene, found: Depths, view: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,19 +78,35 @@ def _on(x: np.ndarray, n: np.ndarray, z: np.ndarray, normals: np.ndarray, distan
     return (np.abs(x @ normals - distances) < limit) & (n @ normals > COSINE)
 
 
-def drawn(scene: Posed, planes: np.ndarray, log_depth: Tensor, log_b: Tensor, view: int) -> Tensor:
+def drawn(scene: Posed, planes: Sequence[Plane], log_depth: Tensor, log_b: Tensor, view: int) -> Tensor:
     """Log depth [H, W] of a view with an expected error, drawn to the nearest plane by the precision of both: what is
-    sure stays. A plane that differs by too much does not go on there."""
+    sure stays. A plane goes on only where it does not differ by too much, and around where it was measured."""
     own, b = (each.double().numpy() for each in (log_depth, log_b.exp()))
     pose = scene.cam_from_world[view]
     slopes = scene.optics.slopes(view, *own.shape)
     rays = np.concatenate([slopes, np.ones_like(slopes[..., :1])], axis=-1) @ pose[:3, :3]
     centre = -pose[:3, 3] @ pose[:3, :3]
-    change = np.full(own.shape, np.inf)
-    for *normal, distance in planes:
+    change, least = np.zeros(own.shape), np.minimum(REACH, SAME * (b + OFF))
+    for plane in planes:
         with np.errstate(divide="ignore", invalid="ignore"):
-            off = np.log(np.maximum((distance - centre @ normal) / (rays @ normal), 0)) - own
-        change = np.where(np.abs(off) < np.abs(change), off, change)
-    is_near = np.abs(change) < np.minimum(REACH, SAME * (b + OFF))
-    share = b**2 / (b**2 + OFF**2)
-    return torch.from_numpy(own + np.where(is_near, share * change, 0)).float()
+            depth = np.maximum((plane.distance - centre @ plane.normal) / (rays @ plane.normal), 0)
+            off = np.log(depth) - own
+        nearer = np.abs(off) < least
+        nearer &= _around(plane.points - centre, rays, depth, nearer)
+        change, least = np.where(nearer, off, change), np.where(nearer, np.abs(off), least)
+    return torch.from_numpy(own + b**2 / (b**2 + OFF**2) * change).float()
+
+
+def _around(points: np.ndarray, rays: np.ndarray, depth: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Whether places along rays [H, W, 3] at a depth [H, W] are near to one of the points [N, 3]; as the middle one of
+    STRIDE by STRIDE pixels, and False for those that are not `wanted` [H, W]."""
+    middle = (slice(STRIDE // 2, None, STRIDE),) * 2
+    near = np.zeros(wanted[middle].shape, bool)
+    rows, cols = np.nonzero(wanted[middle])
+    places, z = rays[middle][rows, cols], depth[middle][rows, cols]
+    of_plane = torch.from_numpy(points.astype(np.float32))
+    for some in np.array_split(np.arange(len(z)), 1 + len(z) // AT_ONCE):
+        apart = torch.cdist(torch.from_numpy((places[some] * z[some, None]).astype(np.float32)), of_plane)
+        near[rows[some], cols[some]] = apart.amin(1).numpy() < AROUND * z[some]
+    whole = near.repeat(STRIDE, 0).repeat(STRIDE, 1)
+    return np.pad(whole, [(0, STRIDE)] * 2, mode="edge")[: wanted.shape[0], : wanted.shape[1]]

@@ -7,7 +7,7 @@ import torch
 
 from lean3r.geometry.lens import Optics
 from lean3r.stereo.others import surfaces
-from lean3r.stereo.planes import OFF, REACH, drawn, planes_of
+from lean3r.stereo.planes import AROUND, OFF, REACH, Plane, drawn, planes_of
 from lean3r.stereo.posed import Depths, Posed
 from lean3r.types import Source
 
@@ -35,7 +35,7 @@ def room(views: int = 3) -> tuple[Posed, torch.Tensor]:
     return Posed(images, mask, poses, intrinsics, optics, [np.zeros(0, int)] * views), torch.from_numpy(depth).log()
 
 
-def found_in(scene: Posed, log_depth: torch.Tensor, b: torch.Tensor) -> tuple[Depths, np.ndarray]:
+def found_in(scene: Posed, log_depth: torch.Tensor, b: torch.Tensor) -> tuple[Depths, list[Plane]]:
     found = Depths(log_depth.float(), b.log().float(), np.ones(len(log_depth), bool))
     return found, planes_of(scene, surfaces(scene, found), found)
 
@@ -45,15 +45,30 @@ def test_planes_of_a_room_are_found_and_go_on_where_depth_is_not_sure() -> None:
     noise = torch.randn(exact.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     b = torch.full_like(exact, 0.003)
     wrong = exact + 0.002 * noise
-    b[:, :, 50:], wrong[:, :, 50:] = 0.3, exact[:, :, 50:] + 0.15
+    b[1, :, 50:], wrong[1, :, 50:] = 0.3, exact[1, :, 50:] + 0.4
     found, planes = found_in(scene, wrong, b)
-    likeness = np.abs(planes[:, :3] @ PLANES[:, :3].T)
+    likeness = np.abs(np.stack([plane.normal for plane in planes]) @ PLANES[:, :3].T)
     assert len(planes) == 3 and likeness.max(0).min() > 0.9995
-    assert np.allclose(planes[likeness.argmax(0), 3], PLANES[:, 3], atol=0.02)
-    for view in range(len(exact)):
-        after = drawn(scene, planes, found.log_depth[view], found.log_b[view], view).double()
-        assert (after - exact[view])[:, 50:].abs().median() < 0.01
-        assert (after - wrong[view])[:, :50].abs().max() < 0.005, "what is sure stays"
+    assert np.allclose([planes[n].distance for n in likeness.argmax(0)], PLANES[:, 3], atol=0.02)
+    after = drawn(scene, planes, found.log_depth[1], found.log_b[1], 1).double()
+    assert (after - exact[1])[:, 50:].abs().median() < 0.01
+    assert (after - wrong[1])[:, :50].abs().max() < 0.005, "what is sure stays"
+
+
+def test_a_plane_ends_where_nobody_measured_it() -> None:
+    scene, exact = room()
+    sure = torch.full_like(exact, 0.003)
+    _, planes = found_in(scene, exact, sure)
+    wall = max(planes, key=lambda plane: abs(plane.normal[2]))  # ahead
+    left = wall._replace(points=wall.points[wall.points[:, 0] < 0])
+    off = exact[0] + 0.1
+    moved = (drawn(scene, [left], off, torch.full_like(off, 0.3).log(), 0).double() - off).abs() > 0.05
+    x = (
+        np.exp(exact[0].numpy()) * (np.arange(WIDTH) + 0.5 - WIDTH / 2) / FOCAL
+    )  # in this view, which is not turned much
+    on_wall = np.abs(exact[0].numpy() - np.log(5)) < 0.15
+    assert not moved[:, WIDTH // 2 + round((2 * AROUND + 0.2) * FOCAL) :].any(), "far from where it was measured"
+    assert moved.numpy()[on_wall & (x < -0.5) & (x > -1.0)].mean() > 0.8
 
 
 def test_what_stands_before_a_plane_stays() -> None:
@@ -72,5 +87,5 @@ def test_what_stands_before_a_plane_stays() -> None:
 def test_without_sure_pixels_there_are_no_planes_and_nothing_moves() -> None:
     scene, exact = room()
     found, planes = found_in(scene, exact, torch.full_like(exact, 0.5))
-    assert planes.shape == (0, 4)
+    assert planes == []
     torch.testing.assert_close(drawn(scene, planes, found.log_depth[0], found.log_b[0], 0), found.log_depth[0])
