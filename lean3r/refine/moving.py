@@ -133,4 +133,5 @@ def _spread(chosen: np.ndarray, camera: pycolmap.Camera) -> float:
 
 
 def grid_of(camera: pycolmap.Camera) -> tuple[int, int]:
+    """The numbers of columns and rows of cells in a picture."""
     return (ALONG, ACROSS) if camera.width >= camera.height else (ACROSS, ALONG)
