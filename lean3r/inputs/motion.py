@@ -15,6 +15,7 @@ LONG_SIDE, BLOCK = 192, 64  # pixels of the small frames, and of the blocks that
 LEAST_PEAK = 0.03  # of a phase correlation that gives a shift; below, all that is known is that much has changed
 LOST = 0.25  # shift that is then assumed, as a share of the longer side
 MOST_LOST = 0.5  # share of frames from which on the motion is not known
+FOLLOW = 0.02  # of the longer side: motion since the reference frame at which the next frame takes its place
 SHARP_REACH = 0.35  # share of a step by which a frame may be early or late to be the sharpest
 REACH = 8  # frames by which it may be early at most
 
@@ -42,23 +43,35 @@ def small_size(width: int, height: int) -> tuple[int, int]:
 
 
 class Meter:
-    """Measures frames one after the other."""
+    """Measures frames one after the other. Shifts are whole pixels: those of slow motion add up only because they are
+    measured from a reference frame, which follows where the picture has moved clearly."""
 
     def __init__(self) -> None:
         self._shifts: list[np.ndarray] = []
         self._sharpness: list[float] = []
         self._lost: list[bool] = []
         self._last: np.ndarray | None = None
+        self._reference: np.ndarray | None = None
+        self._moved = np.zeros((1, 2))  # by the blocks from the reference frame to the last one
 
     def add(self, frame: np.ndarray) -> tuple[np.ndarray, float]:
         """The shift [B, 2] of a small grey frame [H, W] uint8 since the one before, and its sharpness; ValueError for
         one of another size."""
         grey = frame.astype(np.float32)
-        shift = np.zeros((len(_corners(*grey.shape)), 2)) if self._last is None else shift_between(self._last, grey)
+        if self._reference is None or self._last is None:
+            self._reference, shift = grey, np.zeros((len(_corners(*grey.shape)), 2))
+            moved = self._moved = shift
+        elif (moved := shift_between(self._reference, grey)) is not None:
+            shift = moved - self._moved
+        else:
+            shift = shift_between(self._last, grey)
         self._lost.append(shift is None)
-        self._shifts.append(np.full_like(self._shifts[-1], LOST / np.sqrt(2)) if shift is None else shift)
+        self._shifts.append(np.full_like(self._moved, LOST / np.sqrt(2)) if shift is None else shift)
         self._sharpness.append(sharpness_of(grey))
         self._last = grey
+        if moved is None or float(np.linalg.norm(moved, axis=1).mean()) > FOLLOW:
+            self._reference, moved = grey, np.zeros_like(self._moved)
+        self._moved = moved
         return self._shifts[-1], self._sharpness[-1]
 
     @property

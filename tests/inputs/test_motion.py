@@ -48,6 +48,23 @@ def test_more_frames_during_rotation_and_none_at_rest() -> None:
     assert steps.max() < 0.16, "neighbours overlap"
 
 
+def test_motion_by_parts_of_a_pixel_adds_up() -> None:
+    """As in slow motion, and where somebody scans with care: from frame to frame no whole pixel is seen to move."""
+    wall = panorama().astype(np.float32)
+    places = 0.3 * np.arange(400)
+    frames = []
+    for place in places:
+        left, part = int(place), place % 1
+        cut = (1 - part) * wall[10 : 10 + HEIGHT, left : left + WIDTH]
+        frames.append(cut + part * wall[10 : 10 + HEIGHT, left + 1 : left + 1 + WIDTH])
+    motion = measure([frame.astype(np.uint8) for frame in frames])
+    assert -motion.shift[:, :, 1].sum(axis=0).mean() * WIDTH == pytest.approx(places[-1], rel=0.2)
+    steps = np.diff(places[choose(motion, least=4, most=64, step=0.12)]) / WIDTH
+    assert steps.min() > 0.07 and steps.max() < 0.17
+    still = measure([frames[0].astype(np.uint8)] * 50)
+    assert not still.shift.any()
+
+
 @pytest.mark.parametrize("most", [5, 20, 37])
 def test_a_limit_makes_larger_steps(most: int) -> None:
     motion = measure(film([9.0 * i for i in range(100)]))
