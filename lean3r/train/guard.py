@@ -11,6 +11,7 @@ from lean3r.errors import LeanError
 from lean3r.train.config import TrainConfig
 
 WINDOW = 100  # norms in the running median, without those of skipped steps
+ADVICE = "Look at its samples in events.jsonl, or start again with a lower learning rate"
 FEWEST = 10  # norms needed before the median is used
 
 
@@ -54,14 +55,18 @@ class StepGuard:
 
     def check_limits(self, step: int, why: str) -> None:
         """Raise LeanError if too many steps were skipped, in a row or in total."""
-        advice = (
-            f"the last at step {step}: {why}. Look at its samples in events.jsonl, or start again with a "
-            "lower learning rate"
-        )
+        advice = f"the last at step {step}: {why}. {ADVICE}"
         if self.in_row >= self._limit_in_row:
             raise LeanError(f"{self.in_row} steps in a row were skipped (skip_limit_in_row), {advice}.")
         if self.skipped >= self._limit:
             raise LeanError(f"{self.skipped} steps of the run were skipped (skip_limit), {advice}.")
+
+    def check_some(self, steps: int) -> None:
+        """Raise LeanError if all steps of a run were skipped: its weights are those that it started from."""
+        if steps and self.skipped >= steps:
+            raise LeanError(
+                f"all {steps} steps of the run were skipped: its weights are those that it started from. {ADVICE}."
+            )
 
     def forget(self) -> None:
         """Start a new median: gradient norms differ between stages."""

@@ -12,8 +12,8 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -107,7 +107,7 @@ def fit(
     best.safetensors and at the end weights.safetensors (averaged weights, float32) and report.md. SIGINT or SIGTERM
     ends the run after the current step with a checkpoint. It ends a validation at once; the resumed run repeats it.
     Raises UsageError if the folder holds a run and `resume` is not set, or if that run had another config; LeanError
-    if too many steps are skipped or the disk is full.
+    if too many steps are skipped, or all of them, or the disk is full.
     """
     out_dir, world = Path(out_dir), current_world()
     lock = lock_folder(out_dir) if world.is_main else nullcontext()
@@ -199,7 +199,8 @@ class _Run:
             if main and self.step < self.config.total_steps:
                 missing = self.config.keep_last + 1 - len(checkpoints(folder))
                 size = self.weights.bytes()
-                require_space(self.out_dir, max(1, missing) * size + size, f"a run that keeps {missing} checkpoints")
+                kept = "1 checkpoint" if self.config.keep_last == 1 else f"{self.config.keep_last} checkpoints"
+                require_space(self.out_dir, max(1, missing) * size + size, f"a run that keeps {kept}")
         self.watch.open(self.step)
 
     def due(self, every: int) -> bool:
@@ -265,8 +266,14 @@ class _Run:
         if self.world.is_main:
             print(f"warning: step {self.step} skipped, {why}", file=sys.stderr)
         self.watch.event(self.step, "skipped", why=why, samples=samples)
-        try:
+        with self._ended_by_skips():
             self.guard.check_limits(self.step, why)
+
+    @contextmanager
+    def _ended_by_skips(self) -> Iterator[None]:
+        """Note a LeanError, by which the run ends."""
+        try:
+            yield
         except LeanError as error:
             self.watch.event(self.step, "ended", why=str(error))
             self.watch.finish("Ended by skipped steps", self.step, self.guard.skipped, self.best)
@@ -328,7 +335,9 @@ class _Run:
         self.weights.save(self.out_dir / "checkpoints", self.step, values, self.config.keep_last)
 
     def finish(self) -> FitResult:
-        """Write the averaged weights, the final loss curves and the report."""
+        """Write the averaged weights, the final loss curves and the report; LeanError if no step changed anything."""
+        with self._ended_by_skips():
+            self.guard.check_some(self.step)
         with self.world.together(), self.ema.averaged() as model:
             if model is not None and self.world.is_main:
                 self._save_weights(model, "weights.safetensors")

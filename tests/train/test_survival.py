@@ -94,6 +94,14 @@ def test_limits_end_the_run_with_the_reason(tmp_path: Path) -> None:
     assert read_events(tmp_path / "all" / "events.jsonl")[-1]["event"] == "ended"
 
 
+def test_a_run_of_which_every_step_was_skipped_is_no_success(tmp_path: Path) -> None:
+    every = dict(bad=tuple(range(STEPS)), factor=math.nan, skip_limit_in_row=STEPS + 1)
+    with pytest.raises(LeanError, match=f"all {STEPS} steps of the run were skipped.*events.jsonl"):
+        run_with_bad_steps(tmp_path, **every)
+    assert not (tmp_path / "weights.safetensors").exists()
+    assert "Ended by skipped steps" in (tmp_path / "report.md").read_text()
+
+
 def test_the_guard_knows_norms_of_this_stage_only_and_survives_a_resume() -> None:
     guard = StepGuard(toy_config(STEPS, explode_factor=10.0))
     assert not any(guard.problem(1.0, norm) for norm in [5.0, 6.0, 7.0] * FEWEST)
@@ -145,7 +153,7 @@ Usage = namedtuple("Usage", "total used free")
 
 def test_a_small_disk_is_refused_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**6, 10**6, 1000))
-    with pytest.raises(LeanError, match=r"nearly full: a run that keeps 3 checkpoints takes .* MB"):
+    with pytest.raises(LeanError, match=r"nearly full: a run that keeps 2 checkpoints takes .* MB"):
         train_toy(tmp_path)
     assert not list(tmp_path.glob("checkpoints/*"))
 
