@@ -246,3 +246,11 @@ def test_errors_name_what_was_expected() -> None:
         block_select(q[0], k, v, 2)
     with pytest.raises(KernelError, match="head_dim 160 is above 128"):
         block_select(*projections(3, 5, dim=160), 2, implementation="triton")
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(0, 3), (1, 0)])
+@pytest.mark.parametrize("how", ["reference", "torch"])
+def test_nothing_is_chosen_for_nothing(batch: int, rows: int, how: str) -> None:
+    got = block_select(*projections(rows, 5, batch=batch), 2, implementation=how)
+    assert got.blocks.shape == (batch, 2, rows, 2) and got.blocks.dtype == torch.int32
+    assert got.out.shape == (batch, 2, rows, 32) and got.lse.shape == (batch, 2, rows)

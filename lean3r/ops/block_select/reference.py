@@ -21,7 +21,7 @@ def select(
     attended = torch.ones(b, nk, dtype=torch.bool, device=q.device) if key_mask is None else key_mask
     eligible = attended.clone()
     eligible[:, list(skip)] = False
-    rows = max(1, CHUNK_ELEMENTS // (b * h * nk))
+    rows = max(1, CHUNK_ELEMENTS // max(1, b * h * nk))  # of no batches, too
     chunks = [
         # Recomputed in the backward pass, where the scores of all chunks would otherwise be alive at once.
         checkpoint(_rows, part, k, v, top_k, scale, attended, eligible, use_reentrant=False)

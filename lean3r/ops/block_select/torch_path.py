@@ -105,7 +105,7 @@ def _flat(
 def _chunks(qs: Tensor, ks: Tensor) -> Iterator[tuple[slice, slice]]:
     """Slices of heads and of rows whose scores fit into the cache."""
     elements = _CHUNK_ELEMENTS * torch.get_num_threads()
-    rows = min(qs.shape[1], max(_MIN_ROWS, elements // ks.shape[1]))
+    rows = min(max(1, qs.shape[1]), max(_MIN_ROWS, elements // ks.shape[1]))
     heads = max(1, elements // (rows * ks.shape[1])) if rows == qs.shape[1] else 1
     for head in pieces_of(range(0, len(qs), heads)):
         for row in pieces_of(range(0, qs.shape[1], rows)):
