@@ -57,6 +57,13 @@ def test_json_of_usual_depth_is_read() -> None:
     assert parse_json("[" * depth + "]" * depth) and parse_json(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
 
 
+def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cameras.json").write_text('{"fx": 500, "fy": 500, "cx": 320, "cy": 180, "fx": 900}')
+    with pytest.raises(InputError, match="'fx' twice"):
+        read_given(tmp_path / "cameras.json")
+    assert parse_json('[{"a": 1}, {"a": {"a": 2}}]') == [{"a": 1}, {"a": {"a": 2}}]
+
+
 @pytest.mark.parametrize(
     "shard", ["model.safetensors.index.json", "../a.safetensors", "/tmp/a.safetensors", "", 3, None]
 )
