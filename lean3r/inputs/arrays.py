@@ -21,6 +21,7 @@ from lean3r.inputs.decoding import (
     check_pixels,
     eight_bit,
     on_white,
+    rgb_profile,
 )
 from lean3r.inputs.listing import Still
 
@@ -131,12 +132,12 @@ def _name(image: Image.Image, number: int) -> str:
 
 
 def _file(image: Image.Image) -> BinaryIO:
-    """A picture as PNG, with its EXIF; InputError if it cannot be read."""
+    """A picture as PNG, with its EXIF and the meaning of its colours; InputError if it cannot be read."""
     try:
         check_pixels(image.size)
         plain = on_white(eight_bit(image))
         file = io.BytesIO()
-        plain.save(file, "PNG", compress_level=PNG_LEVEL, exif=_exif(image))
+        plain.save(file, "PNG", compress_level=PNG_LEVEL, exif=_exif(image), icc_profile=rgb_profile(image))
     except InputError:
         raise
     except Exception as error:  # an image of a file that is damaged or gone raises anything

@@ -349,3 +349,13 @@ def test_pictures_say_where_they_are_from_any_folder(tmp_path: Path, monkeypatch
     assert Pictures("photos").places == Pictures(Path("photos/")).places == (str(tmp_path / "photos"),)
     assert Pictures("photos/*.png").places == (str(tmp_path / "photos" / "*.png"),)
     assert Pictures([image]).places == Pictures([image]).inputs
+
+
+def test_colours_of_pictures_in_memory_keep_their_meaning(tmp_path: Path) -> None:
+    """They are those of the same file: swapped primaries, so that red is green in sRGB."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    turned = profile.replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")
+    Image.new("RGB", (120, 90), (200, 40, 40)).save(tmp_path / "a.png", icc_profile=turned)
+    image = Image.open(tmp_path / "a.png")
+    of_file, in_memory = (Pictures(each).views(**SIZE).images[0, 0] for each in (tmp_path / "a.png", image))
+    assert of_file[1].mean() > of_file[0].mean() and torch.equal(of_file, in_memory)
