@@ -43,14 +43,19 @@ def gltf_from_world(reconstruction: Reconstruction) -> np.ndarray:
 def glb_bytes(geometries: Mapping[str, Geometry]) -> bytes:
     """A GLB file with one node, of the same name, for each geometry."""
     buffers = _Buffers()
-    meshes, materials, images = [], [{"name": "colours", "pbrMetallicRoughness": MATT, "extensions": UNLIT}], []
+    meshes, materials, images = [], [], []
+    colours = None  # the material of all that has colours of its own
     for name, (xyz, rgb, faces, normals, uv, texture) in geometries.items():
         attributes = {"POSITION": buffers.add(xyz, "f4", bounds=True)}
         if normals is not None:
             attributes["NORMAL"] = buffers.add(normals, "f4")
-        primitive = {"attributes": attributes, "mode": POINTS, "material": 0}
+        primitive = {"attributes": attributes, "mode": POINTS}
         if uv is None:
             attributes["COLOR_0"] = buffers.add(linear_rgb(rgb), "f4")
+            if colours is None:
+                colours = len(materials)
+                materials.append({"name": "colours", "pbrMetallicRoughness": MATT, "extensions": UNLIT})
+            primitive["material"] = colours
         else:
             attributes["TEXCOORD_0"] = buffers.add(uv, "f4")
             primitive["material"] = len(materials)
