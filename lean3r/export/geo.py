@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lean3r.errors import InputError, MissingExtraError, UsageError
-from lean3r.geometry.up import upright_from_world
-from lean3r.types import Reconstruction
 
 if TYPE_CHECKING:
     from pyproj import CRS
+
+    from lean3r.types import Reconstruction
 
 logger = logging.getLogger("lean3r")
 
@@ -68,6 +68,8 @@ class GeoFrame:
 def enu_from_world(scene: Reconstruction) -> np.ndarray:
     """The rotation [3, 3] from the world to level axes: x east, y north, z up; without GPS, north is only a name for
     the direction in which the world's z axis points."""
+    from lean3r.geometry.up import upright_from_world  # loads torch, as lean3r.types does: services check without
+
     return upright_from_world(scene)[[0, 2, 1]] * np.array([[1.0], [1.0], [-1.0]])
 
 

@@ -116,8 +116,7 @@ class Request:
         _check_resolution(groups[RunOptions].resolution, models if model == AUTO else [model])
         export = groups[ExportOptions]
         export.check(picture_uses(groups[ModelOptions].formats(groups[StereoOptions].dense, export.texture)))
-        if export.crs != ExportOptions.crs:  # which loads torch
-            export.check_place(groups[ScaleOptions].gps)
+        export.check_place(groups[ScaleOptions].gps)
         return request
 
     def __getitem__(self, group: type[Any]) -> Any:

@@ -310,7 +310,8 @@ def test_the_service_itself_loads_no_torch() -> None:
         import lean3r.serve.app, lean3r.serve.server
         from lean3r.serve.request import Request, describe
         options = {"max_views": "8", "format": "all", "gps": "true", "known": "both", "up": "auto", "mesh": "on"}
-        assert Request.of(options, ["nano", "nano-gsa-fp8"], Path("cameras")) and describe(["nano"])
+        for crs in ("auto", "enu", "utm", "EPSG:32633"):
+            assert Request.of(options | {"crs": crs}, ["nano", "nano-gsa-fp8"], Path("cameras")) and describe(["nano"])
         assert "torch" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", code], check=True)
