@@ -41,6 +41,10 @@ ANIMATED_SUFFIXES = (".gif", ".apng")  # in a folder; a .png, of which there may
 UNREAD_SUFFIXES = (".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".jxl", ".psd")
 MAX_NAME_BYTES = 230  # of one part of a view's name, which becomes a file's name: file systems take 255
 MAX_MEMBER_BYTES = 256 * 2**20  # one unpacked member of an archive; more is taken for a zip bomb
+ONCE = (
+    "a pipe or a device, which can be read only once: record it into a file first (in Python, lean3r.stream takes its "
+    "frames from any iterator)"
+)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+]+:/", re.IGNORECASE)
 _LIKE_A_FRAME = re.compile(r"(.+)_[0-9]{6,}\.png")
 STILL_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
@@ -86,8 +90,9 @@ class Listing:
         skips = Skips(self.skipped)
         items = [item.clip(choice, keeping(item.name)) if isinstance(item, Film) else item for item in self.items]
         for film in self.items:
-            if isinstance(film, Film) and film.loss is not None:
-                skips.add(film.name, film.loss)
+            for reason in (film.loss, film.growth) if isinstance(film, Film) else ():
+                if reason is not None:
+                    skips.add(film.name, reason)
         return Selection(tuple(_thin(items, choice.max_views, skips)), tuple(skips))
 
     def without(self, unusable: Mapping[str, str]) -> Listing:
@@ -186,7 +191,10 @@ def _expand(spec: str | Path) -> list[Path]:
     if matches := glob.glob(path, recursive=True):
         return [Path(m) for m in matches]
     if _ADDRESS.match(str(spec)):
-        raise InputError(f"{printable(str(spec))} is an address, and files are expected: download or record it first")
+        raise InputError(
+            f"{printable(str(spec))} is an address, and files are expected: download or record it first (in Python, "
+            "lean3r.stream takes its frames from any iterator)"
+        )
     what = "nothing matches" if glob.has_magic(str(spec)) else "no such file or folder:"
     raise InputError(f"{what} {printable(str(spec))}; give a folder, picture files, a glob, a .zip or a video")
 
@@ -194,7 +202,8 @@ def _expand(spec: str | Path) -> list[Path]:
 def _from_file(path: Path, skips: Skips) -> list[_Candidate]:
     """One file that was named explicitly: its first bytes take precedence over its suffix."""
     if not path.is_file():
-        skips.add(printable(path.name), "not a regular file")
+        is_pipe = path.is_fifo() or path.is_char_device()
+        skips.add(printable(path.name), ONCE if is_pipe else "not a regular file")
         return []
     try:
         with path.open("rb") as file:

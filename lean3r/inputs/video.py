@@ -76,8 +76,8 @@ class Frame(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Film:
     """A whole video, described by its packets: the `keys` of its frames in display order, their `times_s` from the
-    first one, (width, height), `rate` in frames a second, the number of `packets` with pictures, and any damage. Its
-    frames are called `stem`_000000.png and so on."""
+    first one, (width, height), `rate` in frames a second, the number of `packets` with pictures, of how many `bytes`
+    its file was then, and any damage. Its frames are called `stem`_000000.png and so on."""
 
     name: str
     stem: str
@@ -88,6 +88,7 @@ class Film:
     size: tuple[int, int]
     rate: float
     packets: int
+    bytes: int
     damage: str | None = None
     _watched: list[tuple[list[int], Motion, int] | None] = field(default_factory=list)
 
@@ -100,6 +101,16 @@ class Film:
     def caution(self) -> str | None:
         """Why its cameras may be far off, if bars at its edges stay."""
         return self._seen[0].caution(self.name)
+
+    @property
+    def growth(self) -> str | None:
+        """What to say of a file that is longer by now: frames are those of when it was looked at."""
+        try:
+            with self.open() as file:
+                is_longer = file.seek(0, os.SEEK_END) > self.bytes
+        except (InputError, OSError):
+            return None
+        return f"has grown since: only its first {len(self.keys)} frames are used" if is_longer else None
 
     @property
     def loss(self) -> str | None:
@@ -253,7 +264,7 @@ def scan(name: str, stem: str, opener: Callable[[], BinaryIO]) -> Film:
             sound += not packet.is_corrupt
             if not packet.is_corrupt and not packet.is_discard:
                 stamps.append(Stamp(packet.pts, packet.dts))
-        container_name = container.format.name
+        container_name, length = container.format.name, file.seek(0, os.SEEK_END)
     if not stamps:
         raise InputError(f"no frames in {name}: its video stream is empty")
     total = max(announced, sound + damaged)
@@ -265,7 +276,7 @@ def scan(name: str, stem: str, opener: Callable[[], BinaryIO]) -> Film:
     keys, times_s, timed, parts = timeline(stamps, container_name, rate, tick_s)
     if parts > 1:
         logger.warning("%s: its time stamps start %d times; the parts are taken one after the other", name, parts)
-    return Film(name, stem, opener, keys, times_s, timed, size, rate, len(stamps), damage)
+    return Film(name, stem, opener, keys, times_s, timed, size, rate, len(stamps), length, damage)
 
 
 def read_frames(clip: Clip) -> Iterator[Frame]:

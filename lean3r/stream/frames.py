@@ -244,6 +244,10 @@ class Source:
             reason = f"only {read} of {len(film.keys)} frames can be decoded"
             self.note("damage", f"{film.name}: {reason}")
             self._skip(film.name, reason)
+        if film.growth is not None:
+            reason = f"{film.growth}. Once it is written, run again with --resume to go on"
+            self.note("films that are still being written", f"{film.name} {reason}")
+            self._skip(film.name, reason)
 
     def _still(self, item: Still) -> np.ndarray | None:
         try:
