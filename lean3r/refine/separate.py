@@ -7,6 +7,7 @@ it away is that the error falls as soon as every view may have its own focal len
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -34,7 +35,7 @@ def own_focals(job: Job, answer: Answer) -> np.ndarray | None:
     model = _with_a_camera_each(job, answer)
     before = error_px(model)
     for steps, most in ((FIRST, HOPELESS), (STEPS, LEFT)):
-        if not _adjusted_px(model, steps) < most * before:
+        if not adjusted_px(model, steps) < most * before:
             return None
     focals = np.full(len(job.views), np.nan)
     for camera_id, camera in model.cameras.items():
@@ -51,11 +52,11 @@ def are_off_centre(job: Job, answer: Answer) -> bool:
 def _left_by_centres(job: Job, answer: Answer, steps: int) -> float:
     """Share of the error with a focal length each that is left with a principal point each too."""
     model = _with_a_camera_each(job, answer)
-    before = _adjusted_px(model, steps)
-    return _adjusted_px(model, steps, frees_centres=True) / max(before, 1e-9)
+    before = adjusted_px(model, steps)
+    return adjusted_px(model, steps, frees_centres=True) / max(before, 1e-9)
 
 
-def _adjusted_px(model: pycolmap.Reconstruction, steps: int, frees_centres: bool = False) -> float:
+def adjusted_px(model: pycolmap.Reconstruction, steps: int, frees_centres: bool = False) -> float:
     """The mean error after a bundle adjustment with focal lengths, and principal points if wanted, free."""
     options = pycolmap.BundleAdjustmentOptions()
     options.print_summary, options.refine_extra_params = False, False
@@ -69,16 +70,24 @@ def _adjusted_px(model: pycolmap.Reconstruction, steps: int, frees_centres: bool
 
 
 def _with_a_camera_each(job: Job, answer: Answer) -> pycolmap.Reconstruction:
-    model = pycolmap.Reconstruction()
-    place = np.zeros(len(answer.view), int)  # of each measurement among those of its view
+    cameras = {}
     for view in np.flatnonzero(answer.has).tolist():
+        group, mine = job.groups[job.views[view].group], answer.camera[view]
+        cameras[view] = camera_of(replace(group, model=answer.models[mine], params=answer.params[mine]), view + 1)
+    return model_of(answer, cameras)
+
+
+def model_of(answer: Answer, cameras: Mapping[int, pycolmap.Camera]) -> pycolmap.Reconstruction:
+    """An answer as a model, with these cameras of its views, which may share some."""
+    model = pycolmap.Reconstruction()
+    for camera in {camera.camera_id: camera for camera in cameras.values()}.values():
+        model.add_camera_with_trivial_rig(camera)
+    place = np.zeros(len(answer.view), int)  # of each measurement among those of its view
+    for view, camera in cameras.items():
         number, seen = view + 1, np.flatnonzero(answer.view == view)
         place[seen] = np.arange(len(seen))
-        group, mine = job.groups[job.views[view].group], answer.camera[view]
-        camera = camera_of(replace(group, model=answer.models[mine], params=answer.params[mine]), number)
-        model.add_camera_with_trivial_rig(camera)
         points = pycolmap.Point2DList([pycolmap.Point2D(xy) for xy in answer.xy[seen]])
-        image = pycolmap.Image(name=str(number), points2D=points, camera_id=number, image_id=number)
+        image = pycolmap.Image(name=str(number), points2D=points, camera_id=camera.camera_id, image_id=number)
         model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(answer.cam_from_world[view][:3]))
     order = np.argsort(answer.point, kind="stable")
     starts = np.searchsorted(answer.point[order], np.arange(len(answer.xyz) + 1))

@@ -28,6 +28,7 @@ from lean3r.refine.moving import keep_only, moving
 from lean3r.refine.overlay import drop_overlays
 from lean3r.refine.separate import are_off_centre, own_focals
 from lean3r.refine.settle import NEARLY, refitted, settle, soundest
+from lean3r.refine.stretched import is_oblong, with_oblong_pixels
 from lean3r.refine.tempered import adjusted_last
 from lean3r.refine.tracks import add_tracks
 
@@ -58,6 +59,10 @@ MOVES = "something large moves by itself in {} of {} photos: mask it (--masks), 
 FOLLOWS = "it follows something that moves by itself in the photos, not the place around that: mask it (--masks)"
 THINGS = 2  # that move by themselves, and are left out in turn
 ALONE = 3  # views of which a model of what is left must trust so many
+STRETCHED = (
+    "the pixels of the film are not square, though it does not say so: its cameras have a focal length across and "
+    "another one down"
+)
 ZOOMS = "the frames fit clearly better with a focal length each, as if the lens zoomed, but no such model was found"
 ALMOST = 0.98  # of the matches that a model fits, that another one must fit
 ZOOM = 0.08  # spread of the logarithms of focal lengths (from the tenth to the ninth tenth); 0.05 to 0.07 if none zooms
@@ -103,7 +108,7 @@ def solve(job: Job, folder: Path) -> None:
         return
     can_tell = best.answer.has.sum() >= CALIBRATING
     if job.sequences:
-        if can_tell:
+        if can_tell and not stretched(job, folder, octave, best.answer):
             zoomed(job, folder, octave, best.answer)
         return
     if can_tell and FOLLOWS not in best.answer.report["doubts"] and job.each_alone() is not None:
@@ -139,6 +144,18 @@ def apart(job: Job, folder: Path, octave: int, shared: Attempt) -> Attempt:
         best = best.with_note("zoom", DIFFERENT)
         best.answer.write(folder)
     return best
+
+
+def stretched(job: Job, folder: Path, octave: int, shared: Answer) -> bool:
+    """Keep a model of a video whose pixels are not square, if one fits better; whether it does."""
+    oblong = None if job.held.any() else with_oblong_pixels(job, shared)
+    if oblong is None:
+        return False
+    models = [each.answer for each in attempts(oblong, folder, octave, "oblong")]
+    models = [each for each in models if is_as_good(each, shared) and is_oblong(each) and is_tighter(each, shared)]
+    if models:
+        max(models, key=value).with_note("stretched", STRETCHED).write(folder)
+    return bool(models)
 
 
 def zoomed(job: Job, folder: Path, octave: int, shared: Answer) -> None:
@@ -198,6 +215,11 @@ def is_sharper(alone: Answer, shared: Answer) -> bool:
     lengths, matches are as many for both."""
     errors = [answer.report["after"]["error_px"] for answer in (alone, shared)]
     return fitting(alone) >= ALMOST * fitting(shared) and errors[0] < SHARPER * errors[1]
+
+
+def is_tighter(answer: Answer, other: Answer) -> bool:
+    """Whether matches fit a model better than another: as many with a smaller error, or more."""
+    return answer.report["after"]["score"] > other.report["after"]["score"]
 
 
 def value(answer: Answer) -> tuple[int, int, int]:

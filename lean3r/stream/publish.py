@@ -284,6 +284,7 @@ def warnings_of(
         for code, is_so in (
             ("not-refined", is_unrefined),
             ("zoom", window.get("zooms", False) and not is_unrefined),
+            ("stretched", window.get("stretched")),
             ("views-disagree", window.get("disagrees")),
             ("not-joined", window.get("join", {}).get("bad")),
         ):
@@ -303,6 +304,8 @@ def warnings_of(
         "not-refined": f"{count['not-refined']} {of} are not refined: their cameras are the network's, and uncertain"
         + "".join(f" ({reason})" for reason, _ in reasons.most_common(1)),
         "zoom": f"the lens zooms in {count['zoom']} {of}: frames there have focal lengths of their own",
+        "stretched": f"in {count['stretched']} {of} the pixels of the film are not square, though it does not say so: "
+        "cameras have a focal length across and another one down",
         "views-disagree": f"in {count['views-disagree']} {of} the depths of views that see the same place contradict "
         "each other: their cameras may be far off",
         "not-joined": f"{count['not-joined']} {of} do not fit those before: what is in them may be elsewhere",

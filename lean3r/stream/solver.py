@@ -135,7 +135,8 @@ class Solver:
             "certain": sum(result.is_certain for result in results),
             "refinement": report["status"],
             **{key: report[key] for key in ("reason", "zooms") if key in report},
-            **({"disagrees": True} if disagrees(scene) else {}),
+            **({"disagrees": True} if warns(scene, "views-disagree") else {}),
+            **({"stretched": True} if warns(scene, "stretched") else {}),
             **({"past": past_in(results, **report["past"])} if "past" in report else {}),
             "focal_px": round(float(np.median([r.original_intrinsics[0, 0] for r in results])), 3),
         }
@@ -266,9 +267,9 @@ def zooms(scene: Reconstruction) -> bool:
     return scene.info.get("refinement", {}).get("zooms", False)
 
 
-def disagrees(scene: Reconstruction) -> bool:
-    """Whether the depths of views that see the same place contradict each other."""
-    return any(warning["code"] == "views-disagree" for warning in scene.info.get("warnings", ()))
+def warns(scene: Reconstruction, code: str) -> bool:
+    """Whether a scene has a warning of this code."""
+    return any(warning["code"] == code for warning in scene.info.get("warnings", ()))
 
 
 def doubt_islands(results: Sequence[Result]) -> None:
