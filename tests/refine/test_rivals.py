@@ -45,7 +45,11 @@ def doubts_of(answer: Answer, *others: Answer, video: bool = True) -> list[int]:
 
 def doubts_of_built(answer: Built, *others: Built, video: bool = True) -> list[int]:
     job: Any = SimpleNamespace(
-        sequences=[list(range(FRAMES))] if video else [], held=np.zeros(FRAMES, bool), joined=(), past=0
+        sequences=[list(range(FRAMES))] if video else [],
+        held=np.zeros(FRAMES, bool),
+        joined=(),
+        past=0,
+        views=(),
     )
     return np.flatnonzero(~doubted(job, answer, [answer, *others]).trusted).tolist()
 

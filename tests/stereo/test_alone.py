@@ -55,9 +55,9 @@ def test_what_no_other_view_sees_has_no_depth() -> None:
 
 
 def test_wrong_cameras_give_little_depth_and_say_so() -> None:
-    before = only_cameras(0)
+    before = only_cameras(4)
     shuffled = densify_alone(replace(before, images=before.images[[4, 0, 1, 2, 3]]))
-    assert 0 < (shuffled.depth > 0).mean() < 0.05
+    assert 0 < (shuffled.depth > 0).mean() < 0.1
     assert [warning["code"] for warning in shuffled.info["warnings"]] == ["nothing-measured", "little-measured"]
 
 
