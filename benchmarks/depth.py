@@ -130,11 +130,9 @@ def synthetic(model: Backbone, scenes: int, counts: list[int]) -> dict[str, Any]
                 starts["refined"] = replace(refined, depth=found.depth, conf=found.conf)
             for cameras, start in starts.items():
                 for way, apply in ways().items():
-                    begun = time.process_time()
                     scene = apply(start)
-                    spent = (time.process_time() - begun) / views
                     figures = against(scene.depth, scene.conf, truth.depth[0].numpy())
-                    figures |= {"normals_deg": normals_deg(scene.depth, truth), "cpu_seconds_a_view": spent}
+                    figures |= {"normals_deg": normals_deg(scene.depth, truth)}
                     rows[cameras][way].append(figures)
         for cameras, by_way in rows.items():
             result[cameras][views] = {way: medians(each) for way, each in by_way.items()} | {
@@ -286,10 +284,8 @@ def photos(model: Backbone, root: Path, save: Path | None) -> dict[str, Any]:
         result[folder.name] = {"status": refined.info["refinement"]["status"], "views": len(refined.sources)}
         compared = {"small": ways()["stereo"]} | ways(partial(enlarge, pictures=pictures, side=FINER))
         for way, apply in compared.items():
-            begun = time.process_time()
             scene = apply(start)
-            figures = {"cpu_seconds_a_view": (time.process_time() - begun) / len(scene.sources)}
-            figures |= at_tracks(scene, places) | sensor(scene, folder / "depth") | confirmed(scene)
+            figures = at_tracks(scene, places) | sensor(scene, folder / "depth") | confirmed(scene)
             result[folder.name][way] = {name: round(value, 3) for name, value in figures.items()}
             if save is not None:
                 lean3r.export(with_cloud(scene), save / folder.name / way, ["ply", "preview"], overwrite=True)

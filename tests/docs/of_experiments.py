@@ -142,12 +142,11 @@ def depth() -> str:
             *(f"{row[way]['at_tracks_median']:.2f} %" for way in ("follow", "classical", "small", "stereo")),
             *(f"{row[way]['confirmed']:.0f} %" for way in ("follow", "stereo")),
             f"{row['stereo']['in_three']:.0f} %",
-            f"{row['stereo']['cpu_seconds_a_view']:.1f} s",
         ]
         for name, row in result("depth_photos")["scenes"].items()
     ]
     errors = ["error: network", "matching alone", "stereo, small", "stereo"]
-    shares = ["confirmed: network", "stereo", "in two others", "CPU time a view"]
+    shares = ["confirmed: network", "stereo", "in two others"]
     return table(["photos", *errors, *shares], rows)
 
 
