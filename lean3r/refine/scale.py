@@ -16,7 +16,7 @@ from lean3r.geometry.align import Similarity, umeyama, umeyama_robust
 from lean3r.geometry.earth import NADIR, earth_centred, level_axes
 from lean3r.geometry.pose import camera_centers
 from lean3r.geometry.rotation import so3_exp
-from lean3r.geometry.up import Up, move_scene
+from lean3r.geometry.up import ALIKE, PITCH_RAD, ROLL_RAD, Up, move_scene
 from lean3r.types import Reconstruction, with_warning
 
 if TYPE_CHECKING:
@@ -39,7 +39,13 @@ SHORT = (
     "choose two pictures farther apart"
 )
 ANY_TWO = "only {} of {} GPS positions fit the cameras, which any two do: the scale and the directions are uncertain"
-ON_A_LINE = "the GPS positions lie on a line: up is taken from the pictures, which are assumed to be level"
+ON_A_LINE = "the GPS positions lie on a line, which leaves open what is up: {}"
+ROWS = "it is taken from the pictures, whose rows are assumed to be horizontal"
+ROWS_ALONG = (
+    "the rows of the pictures run along that line, too, so the cameras are assumed to look ahead, neither up nor down; "
+    "keep EXIF data that say how cameras were held, or take pictures beside the line"
+)
+GRAVITY = "it is taken from what the cameras measured"
 NEAR = "the pictures were taken within about {:.0f} m, and GPS is accurate to about {:.0f} m: the scale is only rough"
 STRAIGHT_DOWN = (
     "all cameras look straight down: the focal length and the height of the flight can hardly be told apart, and "
@@ -145,12 +151,12 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
         raise InputError(f"fewer than two cameras with a GPS position are certain and apart, {ONE_PLACE}")
     fit, used = _fit(centres, target, certain)
     is_confirmed = int(used.sum()) >= FEWEST_PLACES
-    is_line = not is_confirmed or any(map(_on_line, (target[used], centres[used])))
+    is_line, up = not is_confirmed or any(map(_on_line, (target[used], centres[used]))), Up(UP, "gps")
     if not is_confirmed:
         reconstruction = with_warning(reconstruction, "rough-scale", ANY_TWO.format(used.sum(), len(views)))
     if is_line:
-        reconstruction = with_warning(reconstruction, "positions-on-a-line", ON_A_LINE)
-        fit = _level(fit, reconstruction.cam_from_world[reconstruction.is_certain], target[used])
+        fit, said_up, up = _level(fit, reconstruction, target[used])
+        reconstruction = with_warning(reconstruction, "positions-on-a-line", ON_A_LINE.format(said_up))
     away = _away(fit, centres, target)
     off = np.linalg.norm(away if has_height else away[:, [0, 2]], axis=1)
     extent = float(np.sqrt(((target[used] - target[used].mean(axis=0)) ** 2).sum(axis=1).mean()))
@@ -178,7 +184,6 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
     }
     info = {**reconstruction.info, "gps": said}
     moved = move_scene(replace(reconstruction, info=info, scale="metric"), fit)
-    up = Up(UP, "gps", "level pictures, across the line of the positions" if is_line else None)
     moved = replace(moved, info={**moved.info, "up": up.as_dict()})
     knows_focals = moved.info.get("known", {}).get("views", {}).get("intrinsics", 0) == len(moved.names)
     if not knows_focals and float(moved.cam_from_world[moved.is_certain, 2, 1].min()) > NADIR:
@@ -225,21 +230,35 @@ def _on_line(points: np.ndarray) -> bool:
     return bool(spread[1] <= STRAIGHT * spread[0])
 
 
-def _level(fit: Similarity, cam_from_world: np.ndarray, target: np.ndarray) -> Similarity:
-    """The similarity rotated around the line of positions [N, 3] so that picture rows are as level as possible."""
+def _level(fit: Similarity, scene: Reconstruction, target: np.ndarray) -> tuple[Similarity, str, Up]:
+    """The similarity rotated around the line of positions [N, 3] so that the certain cameras are as people, and
+    drones, hold them, and up is what they measured, if they did; and where up comes from, in words and as Up.
+
+    Rows are horizontal, whether cameras look ahead or down; where rows run along the line, too, cameras look ahead.
+    """
     middle = target.mean(axis=0)
     axis = np.linalg.svd(target - middle)[2][0]
-    posed = fit.apply_to_poses(torch.from_numpy(cam_from_world)).numpy()[:, :3, :3]
-    angles = torch.deg2rad(torch.arange(0, 360, 0.5, dtype=torch.float64))
-    best, least = np.eye(3), np.inf
-    for turn in so3_exp(angles[:, None] * torch.from_numpy(axis)).numpy():
-        down = posed @ turn[1]  # of x, y and z of each camera, [S, 3]
-        # Two rotations are level; people and drones look ahead or down, not up.
-        slope = float((down[:, 0] ** 2).mean()) + (10.0 if (down[:, 1] + down[:, 2]).mean() < 0 else 0.0)
-        if slope < least:
-            best, least = turn, slope
-    turn, centre = torch.from_numpy(best), torch.from_numpy(middle)
-    return Similarity(fit.scale, turn @ fit.rotation, turn @ (fit.translation - centre) + centre)
+    posed = fit.apply_to_poses(torch.from_numpy(scene.cam_from_world[scene.is_certain])).numpy()[:, :3, :3]
+    right, below, ahead = posed.transpose(1, 0, 2)  # x, y and z of each camera [S, 3], before the turn
+    known = scene.info.get("up") or {}
+    gravity = known if str(known.get("source")).startswith("exif") else None
+    turns = so3_exp(torch.deg2rad(torch.arange(0, 360, 0.5, dtype=torch.float64))[:, None] * torch.from_numpy(axis))
+    down = turns.numpy()[:, 1]  # what each turn [T, 3] makes down
+    roll = np.einsum("ti,ij,tj->t", down, right.T @ right / len(right), down)
+    unlikely = roll / ROLL_RAD**2 + (down @ ahead.mean(axis=0)) ** 2 / PITCH_RAD**2
+    # Two rotations are level; people and drones look ahead or down, not up.
+    unlikely += np.where(down @ (below + ahead).mean(axis=0) < 0, 2 / ROLL_RAD**2, 0.0)
+    if gravity is not None:
+        measured = down @ fit.rotation.numpy() @ np.asarray(gravity["direction"], np.float64)
+        unlikely += 2 * (1 + measured) / math.radians(max(gravity["error_deg"], 1.0)) ** 2
+    turn, centre = turns[int(unlikely.argmin())], torch.from_numpy(middle)
+    turned = Similarity(fit.scale, turn @ fit.rotation, turn @ (fit.translation - centre) + centre)
+    if gravity is not None:
+        return turned, GRAVITY, Up(UP, "gps", "what the cameras measured, across the line of the positions")
+    if np.abs(right @ axis).mean() < ALIKE:
+        return turned, ROWS, Up(UP, "gps", "horizontal rows of the pictures, across the line of the positions")
+    said = "cameras that look ahead, along the line of the positions"
+    return turned, ROWS_ALONG, Up(UP, "gps", said, math.degrees(PITCH_RAD))
 
 
 def local_metres(places: Sequence[Place]) -> tuple[np.ndarray, Place]:

@@ -18,6 +18,7 @@ from lean3r.geometry.align import Similarity
 from lean3r.geometry.consistency import Scene
 from lean3r.geometry.lens import Optics
 from lean3r.geometry.rotation import so3_exp
+from lean3r.geometry.up import Up
 from lean3r.inputs.pictures import Pictures
 from lean3r.refine.options import ScaleOptions
 from lean3r.refine.scale import Distance, Place, local_metres, place_of, read_places, with_distance, with_places
@@ -179,7 +180,7 @@ def test_two_positions_that_fit_do_not_turn_the_world(caplog, wrong):
     found = with_places(scene, places)
     said = found.info["gps"]
     assert said["used"] == 2 and said["on_a_line"] and said["scale_error"] is None
-    assert "level" in found.info["up"]["assumes"] and "directions are uncertain" in caplog.text
+    assert "the line of the positions" in found.info["up"]["assumes"] and "directions are uncertain" in caplog.text
     if wrong == "uncertain":
         down = found.cam_from_world[0, :3, :3] @ [0, 1, 0]
         assert down[1] > 0.99
@@ -237,6 +238,29 @@ def test_positions_on_a_line_leave_the_vertical_to_the_pictures():
     assert np.linalg.norm(np.subtract(*centres(found)[[0, 4]])) == pytest.approx(24, rel=0.01)
     x, y, z = found.cam_from_world[0, :3, :3]
     assert abs(x[1]) < 0.02 < 0.99 < x[0] and y[1] + z[1] > 0
+
+
+@pytest.mark.parametrize("held", ["ahead", "down", "down, measured"])
+def test_rows_along_a_line_of_positions_do_not_turn_the_world(caplog, held):
+    """Along a street, sideways: rows that run along the line are horizontal however the world is turned around it."""
+    scene, rng = make_scene(6), np.random.default_rng(0)
+    poses = np.eye(4)[None].repeat(6, 0)
+    poses[:, :3, :3] = so3_exp(torch.from_numpy(rng.normal(0, math.radians(1.0), (6, 3)))).numpy()
+    poses[:, 0, 3] = -np.arange(6.0)
+    east = 1.0 / (METRES_PER_DEGREE * math.cos(math.radians(47)))
+    places = {name: Place(47, 8.5 + 6 * i * east, 400.0) for i, name in enumerate(scene.names)}
+    scene = replace(scene, cam_from_world=poses)
+    if held == "down, measured":
+        scene = replace(scene, info={"up": Up((0.0, 0.0, -1.0), "exif", error_deg=2.0).as_dict()})
+    if held != "ahead":  # rows across the line
+        row = so3_exp(torch.tensor([0.0, 0.0, math.pi / 2]).double()).numpy()
+        poses[:, :3] = (row if held == "down" else np.eye(3)) @ poses[:, :3]
+    found = with_places(scene, places)
+    down = found.cam_from_world[:, :3, 1].mean(axis=0)  # of the world, in the cameras' axes
+    assert down @ ([0, 1, 0] if held == "ahead" else [0, 0, 1]) > 0.999
+    assert found.info["up"]["certain"] == (held != "ahead")
+    said = {"ahead": "look ahead", "down": "rows are assumed to be horizontal", "down, measured": "cameras measured"}
+    assert said[held] in caplog.text and "level" not in caplog.text
 
 
 def test_how_uncertain_cameras_are_turned_does_not_tilt_the_world():
