@@ -29,8 +29,8 @@ NOT_BETTER = (
     "{:.0%}; median difference {} against {}): the cameras or the scene do not allow it; the network's depth is kept"
 )
 CONTRADICTED = (
-    "most of the depth of {} of {} pictures contradicts the other views: their cameras are wrong or belong to other "
-    "pictures, or what they show moved"
+    "most of the depth of {} of {} pictures contradicts the other views: they show little that can be compared, as "
+    "plain walls do, or what they show moved, or their cameras are wrong or belong to other pictures"
 )
 
 

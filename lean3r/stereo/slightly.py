@@ -43,7 +43,6 @@ def _differences(scene: Scene, conf: np.ndarray) -> np.ndarray:
     if not known.any():
         return apart
     sure = known & (conf >= np.quantile(conf[known], SUREST))
-    surest = scene._replace(depth=np.where(sure, scene.depth, 0))
     surest = scene._replace(depth=np.where(sure, scene.depth, 0))  # in which others are sure, too
     step = max(1, round((conf[0].size / CHECKED_PIXELS) ** 0.5))
     for view, others in enumerate(neighbours(scene, CHECKED)):
