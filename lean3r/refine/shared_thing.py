@@ -16,10 +16,9 @@ import numpy as np
 
 from lean3r.refine.job import Answer, Job
 from lean3r.refine.judge import centres_of
-from lean3r.refine.moving import cameras_of, cells_of, grid_of
+from lean3r.refine.moving import cameras_of, cells_of, share_near
 
 LEAST_SHARED = 30  # points of two photos that tell where they are
-REACH = 5.0  # squared, in deviations: about what fills a rectangle, an ellipse that is hardly larger
 MOST_DEG, MOST_RATIO = 30.0, 1.6  # apart in direction and distance, from where photos should show the same points
 # Share of what a photo shows of the field of view of another that is near the points that both share: of one place, of
 # two, and the lower quarter of the shares of the other side, which has something of its own to show, too. Neighbours
@@ -141,14 +140,8 @@ class Shown:
         mine = np.flatnonzero(self.seen[:, i])
         there = self._within(j, mine)
         shared = self.seen[mine, j] & there
-        columns = grid_of(self.cameras[i])[0]
         cells = cells_of(self._project(i, mine), self.cameras[i])
-        every, both = (np.stack(np.divmod(np.unique(cells[of]), columns), 1) for of in (there, shared))
-        if len(both) < 3:
-            return 1.0
-        away = every - both.mean(axis=0)
-        spread = np.cov(both.T) + np.eye(2) / 12  # one cell is as wide as it is
-        return float((np.einsum("ni,ij,nj->n", away, np.linalg.inv(spread), away) < REACH).mean())
+        return share_near(np.unique(cells[there]), np.unique(cells[shared]), self.cameras[i])
 
     def _within(self, view: int, points: np.ndarray) -> np.ndarray:
         xy, camera = self._project(view, points), self.cameras[view]

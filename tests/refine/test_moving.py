@@ -87,6 +87,21 @@ def test_the_place_and_a_thing_that_moves_are_told_apart(job, tmp_path):
     assert moving(job, answer(arc(VIEWS, 0.3)), database) is None
 
 
+@pytest.mark.parametrize("is_thing", [True, False])
+def test_a_model_of_a_thing_is_told_by_few_photos_of_the_place(is_thing, job, tmp_path):
+    """Two of five, where the thing hides the place in most of them; one that crosses them is not worth a word."""
+    database = photograph(tmp_path, moved())
+    with pycolmap.Database.open(database) as opened:
+        listed = zip(*opened.read_all_matches(), strict=True)
+        every = {pycolmap.pair_id_to_image_pair(pair): np.asarray(index) for pair, index in listed}
+    rare = {pair: (index[:, 0] < COLUMNS * ROWS) == is_thing for pair, index in every.items()}
+    few = [(1, 2), (1, 3), (2, 4)] if is_thing else [(1, 2)]
+    keep_only({pair: index[~rare[pair] | (pair in few)] for pair, index in every.items()}, database)
+    found = moving(job, answer(arc(VIEWS, 0.3) @ moved() if is_thing else arc(VIEWS, 0.3)), database)
+    assert (found is not None) == is_thing
+    assert found is None or (found.is_thing and found.views == [0, 1])
+
+
 @pytest.mark.parametrize("repeats", [0, 30])
 def test_repeated_windows_do_not_move(repeats, job, tmp_path):
     assert moving(job, answer(arc(VIEWS, 0.3)), photograph(tmp_path, None, repeats)) is None
