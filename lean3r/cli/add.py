@@ -26,6 +26,7 @@ from lean3r.cli.options import (
     Seed,
     Verbose,
     Weights,
+    check_found,
     check_named,
     option,
 )
@@ -83,6 +84,7 @@ class Add:
     def run(self) -> None:
         """Add the pictures, and print the folder, or JSON."""
         check_named(self.inputs)
+        check_found(self.inputs)
         console = Console(self.quiet)
         with console.stage("loading"):
             from lean3r.grow.result import read_about

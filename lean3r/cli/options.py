@@ -46,10 +46,24 @@ def library_option(group: type[Options], field: str) -> object:
     )
 
 
+CAMERAS = ("camera:", "/dev/video")  # how the name of a camera begins (stream/frames.py)
+
+
 def check_named(inputs: Sequence[str]) -> None:
     """UsageError if a command that reads pictures got no input."""
     if not inputs:
         raise UsageError("no input is named; expected folders, pictures, globs, .zip files or a video.")
+
+
+def check_found(inputs: Sequence[str], *, or_camera: bool = False) -> None:
+    """InputError if an input is not there: before torch and the model are loaded, which takes seconds. With
+    `or_camera`, one camera is taken as it is."""
+    if or_camera and len(inputs) == 1 and inputs[0].startswith(CAMERAS):
+        return
+    from lean3r.inputs.listing import expand
+
+    for each in inputs:
+        expand(each)
 
 
 Inputs = Annotated[

@@ -27,6 +27,7 @@ from lean3r.cli.options import (
     Quiet,
     Verbose,
     Weights,
+    check_found,
     check_named,
     option,
 )
@@ -148,6 +149,7 @@ class Reconstruct:
 
     def lead(self, group: Group | None) -> None:
         """What the only process does, or process 0 of a group: everything but the network on the others' views."""
+        check_found(self.inputs)
         console = Console(self.quiet)
         if not self.view:
             with self.search_ahead() as ahead:

@@ -24,6 +24,7 @@ from lean3r.cli.options import (
     Seed,
     Verbose,
     Weights,
+    check_found,
     check_named,
     library_option,
     option,
@@ -85,6 +86,7 @@ class StreamCommand:
     def run(self) -> None:
         """Reconstruct the stream, and print the folder, or JSON."""
         check_named(self.inputs)
+        check_found(self.inputs, or_camera=True)
         console = Console(self.quiet)
         with console.stage("loading"):
             from lean3r.pipeline.load import load

@@ -134,7 +134,7 @@ def find_pictures(inputs: Sequence[str | Path], given: Sequence[Still] = ()) -> 
     Raises InputError if nothing is left.
     """
     skips = Skips()
-    paths = [p for spec in inputs for p in _expand(spec)]
+    paths = [p for spec in inputs for p in expand(spec)]
     files = sorted({os.path.abspath(p) for p in paths if not p.is_dir()}, key=natural_key)
     candidates = [c for path in files for c in _from_file(Path(path), skips)]
     for folder in dict.fromkeys(Path(os.path.abspath(p)) for p in paths if p.is_dir()):
@@ -183,8 +183,8 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def _expand(spec: str | Path) -> list[Path]:
-    """A path, or the matches of a glob."""
+def expand(spec: str | Path) -> list[Path]:
+    """A path, or the matches of a glob. InputError if there are none."""
     path = os.path.expanduser(spec)
     if os.path.exists(path):
         return [Path(path)]

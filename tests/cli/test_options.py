@@ -220,3 +220,17 @@ def test_a_home_within_quotes_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch, 
     seen: list[Path] = []
     assert main(["reconstruct", "photos", "-o", "~/a room"]) in (0, None)
     assert seen == [tmp_path / "a room"]
+
+
+@pytest.mark.parametrize("command", ["stream", "reconstruct", "add scene"])
+def test_inputs_that_are_not_there_are_told_before_anything_is_loaded(tmp_path, capsys, monkeypatch, command):
+    """Torch and the model take seconds, and a name is soon misspelt."""
+
+    def refuse(*_, **__):
+        raise AssertionError("the model is loaded before the inputs are looked at")
+
+    monkeypatch.setattr("lean3r.pipeline.load.load", refuse)
+    assert main([*command.split(), str(tmp_path / "flim.mp4"), "-o", str(tmp_path / "out")]) == 3
+    said = capsys.readouterr()
+    assert "no such file or folder" in said.err and "flim.mp4" in said.err and said.out == ""
+    assert "loading" not in said.err and list(tmp_path.iterdir()) == []
