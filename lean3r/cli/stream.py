@@ -30,6 +30,7 @@ from lean3r.cli.options import (
     option,
 )
 from lean3r.errors import InputError
+from lean3r.export.atomic import check_target
 from lean3r.options import PointOptions
 from lean3r.pipeline.options import CameraOptions, MemoryOptions
 from lean3r.refine.options import RefineOptions
@@ -87,6 +88,8 @@ class StreamCommand:
         """Reconstruct the stream, and print the folder, or JSON."""
         check_named(self.inputs)
         check_found(self.inputs, or_camera=True)
+        if not (self.resume or self.overwrite) and self.out.is_dir():
+            check_target(self.out, shown=str(self.out), overwrite=False)
         console = Console(self.quiet)
         with console.stage("loading"):
             from lean3r.pipeline.load import load

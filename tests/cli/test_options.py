@@ -234,3 +234,14 @@ def test_inputs_that_are_not_there_are_told_before_anything_is_loaded(tmp_path, 
     said = capsys.readouterr()
     assert "no such file or folder" in said.err and "flim.mp4" in said.err and said.out == ""
     assert "loading" not in said.err and list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_empty_is_told_before_a_stream_loads_anything(tmp_path, capsys, monkeypatch):
+    """As in `reconstruct`, which makes its folder first."""
+    for name in ("film.mp4", "out/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    monkeypatch.setattr("lean3r.pipeline.load.load", lambda *_, **__: pytest.fail("the model is loaded"))
+    assert main(["stream", str(tmp_path / "film.mp4"), "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "exists and is not empty" in said and "loading" not in said
