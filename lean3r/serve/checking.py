@@ -75,10 +75,15 @@ def _check(names: Sequence[str], request: Request) -> None:
 
     choice, known = request[FrameChoice], request[CameraOptions]
     every = choice.every if choice.is_stated else 1  # which frames are taken is seen by their motion: any may be
-    choice = replace(choice, max_views=None, every=every)
-    pictures = Pictures(names, choice, masks=masks_of(Path()), keep_frames=False)
+    every_one = replace(choice, max_views=None, every=every)
+    pictures = Pictures(names, every_one, masks=masks_of(Path()), keep_frames=False)
+    has_frames = len(pictures.file_names) < len(pictures)
+    if choice.max_views is not None and not has_frames:
+        pictures = pictures.at_most(choice.max_views)  # those that the run takes
     request[ScaleOptions].check(pictures)
-    if len(pictures.file_names) < len(pictures):  # the sizes of frames are known when they are decoded
+    if not known.are_given and masks_of(Path()) is None:
+        return  # no size counts, and thousands of pictures take longer to read than an upload may wait
+    if has_frames:  # the sizes of frames are known when they are decoded
         if (cameras := cameras_of(Path())) is not None:
             read_given(cameras).match(pictures.names, pictures.timestamps_s)
         _ = pictures.masks

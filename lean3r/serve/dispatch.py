@@ -10,8 +10,8 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lean3r.errors import LeanError, UsageError
@@ -183,7 +183,8 @@ class Dispatcher:
 
     def _follow(self, worker: Hand, job: Job, begun: float) -> None:
         """Until the job ends; EOFError or OSError if its worker does."""
-        notes: list[str] = []
+        notes: deque[str] = deque(maxlen=NOTES)
+        is_noted, looked = True, begun
         while True:
             message = worker.receive(TICK)
             if message is not None:
@@ -195,14 +196,21 @@ class Dispatcher:
                     self._fail(job, self.scrub(value))
                     return
                 if kind == "progress":
-                    self.store.note(job.id, **value)
+                    self.store.note(job.id, **value, **({} if is_noted else self._told(notes)))
+                    is_noted = True
                 elif kind == "log":
                     level, text = value
                     number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
                     log("message", number, job=job.id, text=text)
                     if level != "error":
-                        notes = [*notes, self.scrub(text)][-NOTES:]
-                        self.store.note(job.id, notes=notes)
+                        notes.append(text)
+                        is_noted = False
+                if time.monotonic() - looked < TICK:  # of thousands of messages each would cost a transaction
+                    continue
+            looked = time.monotonic()
+            if not is_noted:
+                self.store.note(job.id, **self._told(notes))
+                is_noted = True
             if self.stopping.is_set():
                 worker.end()
                 log("job given back", job=job.id, state=self.store.give_back(job, None))
@@ -215,6 +223,10 @@ class Dispatcher:
                 worker.end()
                 self._fail(job, reason)
                 return
+
+    def _told(self, notes: Iterable[str]) -> dict[str, Any]:
+        """The last messages of a job, as its owner sees them."""
+        return {"notes": [self.scrub(text) for text in notes]}
 
     def _beyond(self, worker: Hand, begun: float) -> str:
         """Which limit the job passes; empty if none."""

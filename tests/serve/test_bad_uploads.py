@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lean3r.errors import UsageError
+from lean3r.errors import InputError, UsageError
+from lean3r.inputs import pictures
 from lean3r.inputs.cameras import COLMAP_FILES
 from lean3r.inputs.listing import VIDEO_SUFFIXES
 from lean3r.inputs.views import MAX_RESOLUTION, network_size
 from lean3r.options import as_record
 from lean3r.pipeline.options import RunOptions
+from lean3r.serve import checking
 from lean3r.serve.content import check_archive, stored_name, suffix_of
 from lean3r.serve.given import MODEL
 from lean3r.serve.options import ServeOptions
@@ -350,6 +352,26 @@ def test_options_of_a_job_are_those_of_the_command_line() -> None:
                 {"plan": "gsa:a=/x"}):  # fmt: skip
         with pytest.raises(UsageError):
             Request.of(bad, ["nano"])
+
+
+def test_what_names_pictures_is_checked_against_those_that_run_and_reads_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of thousands of pictures only max_views are taken; a distance between two of them needs none decoded."""
+    names = [f"{number}.jpg" for number in range(5)]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(picture(seed=number))
+    monkeypatch.chdir(tmp_path)
+    known = {"max_views": 2, "intrinsics": "50,50,32,24"}
+    read: list[str] = []
+    decode = pictures.decode_picture
+    monkeypatch.setattr(pictures, "decode_picture", lambda f, name, s: (read.append(name), decode(f, name, s))[1])
+    checking._check(names, Request.of({"max_views": 2, "scale": "0.jpg,4.jpg=1"}, ["nano"]))
+    assert read == []
+    with pytest.raises(InputError, match=r"'1\.jpg' matches no picture"):
+        checking._check(names, Request.of({"max_views": 2, "scale": "0.jpg,1.jpg=1"}, ["nano"]))
+    checking._check(names, Request.of(known, ["nano"]))
+    assert sorted(read) == ["0.jpg", "4.jpg"]
 
 
 def test_sizes_that_no_offered_network_takes_are_refused() -> None:

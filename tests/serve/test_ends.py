@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,3 +139,25 @@ def test_jobs_that_are_cancelled_at_the_last_moment_are_counted(tmp_path: Path, 
     assert job is not None
     dispatcher._work(Late(), job)
     assert dispatcher.ended == {"cancelled": 1} and [path.name for path in places.job("a").iterdir()] == []
+
+
+def test_thousands_of_messages_cost_few_transactions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker says of each picture that is left out why; the owner sees the last reasons."""
+    _, store, dispatcher = with_a_job(tmp_path)
+    job = store.claim()
+    assert job is not None
+    said = deque([("log", ("warning", f"skipped {number}.jpg")) for number in range(3000)])
+    said.append(("progress", {"stage": "network", "done": 0, "total": 0}))
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(store, "note", lambda _, **about: told.append(about))
+
+    class Talking(Last):
+        """A worker that says all of this, and no more."""
+
+        def receive(self, seconds: float) -> tuple[str, object]:
+            return said.popleft() if said else super().receive(seconds)
+
+    dispatcher._work(Talking(), job)
+    assert 1 <= len(told) < 300 and told[-1]["stage"] == "network"
+    notes = [about["notes"] for about in told if "notes" in about]
+    assert len(notes[-1]) == 20 and notes[-1][-1] == "skipped 2999.jpg"
