@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import struct
 import tomllib
 import zipfile
@@ -54,8 +55,10 @@ _SHAPES = {
     "names": (),
 }
 UNDISTORTED = (
-    "{} was written with --undistort: its images/ are not the pictures of its cameras and depth. Reconstruct it "
-    "without, add the pictures, and undistort the result (colmap image_undistorter)."
+    "{out} was written with --undistort: its images/ and sparse/0 are of other cameras than its depth, and nothing can "
+    "be added to it. Reconstruct all pictures at once, with the options that it had: lean3r reconstruct {inputs} "
+    "NEW_PICTURES -o OTHER --undistort. Or make one without --undistort, to which pictures can be added again and "
+    "again: lean3r reconstruct {inputs} -o OTHER; lean3r add OTHER NEW_PICTURES."
 )
 _ON_PIXEL = 1e-6  # of a pixel: a measured feature is never so near to a pixel's centre
 
@@ -112,8 +115,10 @@ def read_about(folder: str | Path) -> About:
     if not folder.is_dir() or result_files(folder) is None:
         settle(folder)
     manifest, config = _manifest(folder), _config(folder / CONFIG)
-    if config.get("undistort"):
-        raise InputError(UNDISTORTED.format(folder))
+    if config.get("undistort") or any(name.startswith("images_") for name in manifest["files"]):
+        inputs = config.get("inputs")
+        shown = shlex.join(map(str, inputs)) if isinstance(inputs, list) and inputs else "ITS_PICTURES"
+        raise InputError(UNDISTORTED.format(out=folder, inputs=shown))
     return About(manifest, config)
 
 
@@ -145,8 +150,6 @@ def _manifest(folder: Path) -> dict[str, Any]:
     formats = manifest.get("seconds_by_format")
     if not isinstance(formats, dict) or not isinstance(manifest.get("views"), list) or not manifest["views"]:
         raise InputError(f"{folder} is a result of another command; expected one of `lean3r reconstruct`.")
-    if any(name.startswith("images_") for name in listed):
-        raise InputError(UNDISTORTED.format(folder))
     if PREDICTIONS not in listed:
         raise InputError(
             f"{folder} has no {PREDICTIONS}, which holds depth and cameras: reconstruct it with the format npz."
