@@ -235,6 +235,10 @@ def test_absurd_distances(number: str) -> None:
 
 @pytest.mark.parametrize("seed", ["9" * 30, "-1", str(2**32)])
 @pytest.mark.parametrize("command", [["reconstruct", "x", "-o", "y"], ["train", "nano", "--dry-run"]])
-def test_absurd_seeds(command: list[str], seed: str, capsys: pytest.CaptureFixture) -> None:
+def test_absurd_seeds(
+    command: list[str], seed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x").touch()  # inputs that are not there are told first
     code = run([*command, "--seed", seed])
     assert code == UsageError.exit_code and "--seed is" in capsys.readouterr().err
