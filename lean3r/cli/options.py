@@ -18,6 +18,7 @@ from lean3r.export import DEFAULT_FORMATS, EXPORTERS
 from lean3r.inputs.frames import FrameChoice
 from lean3r.options import Options, options_of
 from lean3r.pipeline.options import RunOptions
+from lean3r.stream.options import CAMERA, DEVICE
 
 
 def option(metavar: str | None = None, *aliases: str, help: str | None = None) -> object:
@@ -46,9 +47,6 @@ def library_option(group: type[Options], field: str) -> object:
     )
 
 
-CAMERAS = ("camera:", "/dev/video")  # how the name of a camera begins (stream/frames.py)
-
-
 def check_named(inputs: Sequence[str]) -> None:
     """UsageError if a command that reads pictures got no input."""
     if not inputs:
@@ -58,7 +56,7 @@ def check_named(inputs: Sequence[str]) -> None:
 def check_found(inputs: Sequence[str], *, or_camera: bool = False) -> None:
     """InputError if an input is not there: before torch and the model are loaded, which takes seconds. With
     `or_camera`, one camera is taken as it is."""
-    if or_camera and len(inputs) == 1 and inputs[0].startswith(CAMERAS):
+    if or_camera and len(inputs) == 1 and inputs[0].startswith((CAMERA, DEVICE)):
         return
     from lean3r.inputs.listing import expand
 

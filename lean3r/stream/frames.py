@@ -29,10 +29,10 @@ from lean3r.inputs.upright import decode_whole
 from lean3r.inputs.video import Film, read_all
 from lean3r.inputs.views import check_shape
 from lean3r.stream.engine import Frame
+from lean3r.stream.options import CAMERA, DEVICE
 
 logger = logging.getLogger("lean3r")
 
-CAMERA = "camera:"
 PICTURE_S = 1.0  # between pictures without times
 SHORTEST_S = 1e-3  # between frames whose times do not grow
 ANEW_S = 1.0  # behind the last frame: two frames with such times in their order follow a clock that began anew
@@ -145,8 +145,8 @@ class Source:
     @staticmethod
     def describe(source: Any) -> tuple[str, bool]:
         """A name for a source, and whether it is read from files, which can be read again."""
-        if isinstance(source, str) and (source.startswith((CAMERA, "/dev/video"))):
-            return CAMERA + source.removeprefix(CAMERA).removeprefix("/dev/video"), False
+        if isinstance(source, str) and source.startswith((CAMERA, DEVICE)):
+            return CAMERA + source.removeprefix(CAMERA).removeprefix(DEVICE), False
         if isinstance(source, str | PathLike):
             return str(source), True
         if isinstance(source, Sequence) and source and all(isinstance(each, str | PathLike) for each in source):
@@ -326,13 +326,11 @@ def _camera(name: str) -> Iterator[tuple[float, Any]]:
     import av
     from av.error import FFmpegError
 
-    device = f"/dev/video{name.removeprefix(CAMERA)}"
+    device = DEVICE + name.removeprefix(CAMERA)
     try:
         container = av.open(device, "r", format="v4l2")
     except (FFmpegError, OSError, ValueError) as error:
-        raise InputError(
-            f"the camera {device} cannot be opened ({error}); `ls /dev/video*` lists the devices"
-        ) from error
+        raise InputError(f"the camera {device} cannot be opened ({error}); `ls {DEVICE}*` lists the devices") from error
     start = time.perf_counter()
     with container, contextlib.suppress(FFmpegError):
         for frame in container.decode(video=0):

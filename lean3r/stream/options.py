@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Drop = Literal["auto", "on", "off"]
 Loops = Literal["on", "off"]
+CAMERA, DEVICE = "camera:", "/dev/video"  # how the name of a camera begins
 
 
 @dataclass(frozen=True, kw_only=True)
