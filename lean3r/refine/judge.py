@@ -14,8 +14,9 @@ from itertools import combinations
 import numpy as np
 
 LEAST_TIES = 10  # points that a view must share with two others of its part; half as many each way tie two parts
-# Points that a view of photographs must see. Of 470 views in sets of 2 to 6 photographs, those with fewer were 4, 7, 69
-# and 141 degrees off; right ones saw 39 and more. A wrong place of windows like others fits some twenty matches.
+# Points that a photograph must share with others that are trusted. Of 470 views in sets of 2 to 6 photographs, those
+# that saw fewer were 4, 7, 69 and 141 degrees off; right ones saw 39 and more, and shared 30. A wrong place of windows
+# like others fits some twenty matches, or many with one view that is in doubt itself: 55, and 6 with the others.
 LEAST_SEEN = 30
 LEAST_FITTING = 0.5  # share of a view's verified matches with its part that must fit
 LEAST_MATCHES = 20  # matches needed to judge that
@@ -67,8 +68,11 @@ def judge(
         shares = fitting[view, main & np.isfinite(fitting[view])]
         if len(shares) and np.median(shares) < LEAST_FITTING:
             doubt[view] = "most of its matches contradict its pose"
-        elif seen[:, view].sum() < LEAST_SEEN and not any(view in run for run, _ in sequences):
-            doubt[view] = "too few points confirm its pose"
+    never = np.isin(np.arange(views), [view for run, _ in sequences for view in run])
+    if held is not None:
+        doubt[held], never = None, never | held
+    sure = np.array([reason is None for reason in doubt], bool)
+    doubt[sure & ~confirmed(seen, sure, never)] = "too few points confirm its pose"
     centres = centres_of(cam_from_world)
     for run, times in sequences:
         sure = np.array([view for view in run if doubt[view] is None], int)
@@ -122,6 +126,17 @@ def firm_parts(seen: np.ndarray, registered: np.ndarray) -> list[list[int]]:
         if 2 * most < LEAST_TIES:
             return sorted(parts, key=len, reverse=True)
         parts[first] = sorted(parts[first] + parts.pop(second))
+
+
+def confirmed(seen: np.ndarray, sure: np.ndarray, never: np.ndarray) -> np.ndarray:
+    """Which of the `sure` views [S] are left without those that share too few points with the others of them; those
+    that are `never` [S] doubted for that, such as frames of a video, stay."""
+    while True:
+        shared = seen[:, sure].sum(axis=1) > 1
+        weak = sure & ~never & (seen[shared].sum(axis=0) < LEAST_SEEN)
+        if not weak.any():
+            return sure
+        sure = sure & ~weak
 
 
 def links(first: np.ndarray, second: np.ndarray) -> int:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from lean3r.colmap_library import pycolmap
-from lean3r.refine.adjust import error_px
+from lean3r.refine.adjust import LEAST_ANGLE_DEG, error_px, parallax_deg
 from lean3r.refine.features import camera_of
 from lean3r.refine.job import Answer, Job
+from lean3r.refine.judge import centres_of
 
 # Share of the mean error that is left when every view has its own focal length: 0.97 or more for true shared cameras
 # (seven photo scenes, rendered ones from four views on; windows of a walk 0.98 or more), 0.96 or less for zooms by 10 %
@@ -23,24 +25,78 @@ from lean3r.refine.job import Answer, Job
 LEFT = 0.965
 FIRST, HOPELESS = 10, 0.975  # steps that take nearly all of the error that can be taken; what is left if it is shared
 STEPS = 50  # of an adjustment that goes to its end
+# Median over pairs, of relative rotations and directions, by which cameras differ from those with a focal length each.
+# Of seven sets where these fit better, five were wrong, and differed by 4 to 28 degrees, one right one by 3.
+ELSEWHERE_DEG = 5.0
+ELSEWHERE = "with a focal length each, the pictures fit clearly better, and other cameras"
+CLEARLY = "the pictures fit clearly better with a focal length each, as if zoomed or cropped differently, "
+DIFFERENT = CLEARLY + "but no such model was found: the cameras may be far off"
+TURNED = CLEARLY + "and then were taken from nearly one place: nothing tells depth"
 # Share of the mean error, with a focal length each, that is left with a principal point each too. Whole pictures: 0.965
 # or more for sets of 8 of seven photo scenes, 0.944 or more for sets of 4 to 6. Cropped off their middle, by a tenth of
 # the side or more: 0.65 to 0.90, with focal lengths that were off by 5 to 28 %; after few steps up to 0.906.
 CENTRED, PERHAPS = 0.92, 0.95
 
 
-def own_focals(job: Job, answer: Answer) -> np.ndarray | None:
-    """The focal length [S] in pixels of each view of an answer (nan where it has none), if they fit clearly better with
-    one each; else None."""
+class Own(NamedTuple):
+    """The views of an answer with a focal length each [S] in pixels, nan where it has none; how far their cameras then
+    differ from those of the answer, the median over pairs; and the parallax of their points."""
+
+    focals_px: np.ndarray
+    differ_deg: float
+    parallax_deg: float
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether the cameras of the answer are wrong if these are right."""
+        return self.differ_deg > ELSEWHERE_DEG or self.only_turns
+
+    @property
+    def only_turns(self) -> bool:
+        """Whether the views are from one place, so that nothing tells depth."""
+        return self.parallax_deg < LEAST_ANGLE_DEG
+
+    @property
+    def note(self) -> str:
+        """For the user, where no model with a focal length each is found."""
+        return TURNED if self.only_turns else DIFFERENT
+
+
+def own_focals(job: Job, answer: Answer) -> Own | None:
+    """The views of an answer as they fit with a focal length each, if that is clearly better; else None."""
     model = _with_a_camera_each(job, answer)
     before = error_px(model)
     for steps, most in ((FIRST, HOPELESS), (STEPS, LEFT)):
         if not adjusted_px(model, steps) < most * before:
             return None
-    focals = np.full(len(job.views), np.nan)
-    for camera_id, camera in model.cameras.items():
-        focals[camera_id - 1] = camera.mean_focal_length()
-    return focals
+    focals_px, poses = np.full(len(job.views), np.nan), answer.cam_from_world.copy()
+    for number, image in model.images.items():
+        focals_px[number - 1] = model.cameras[image.camera_id].mean_focal_length()
+        poses[number - 1][:3] = image.cam_from_world().matrix()
+    xyz = np.full((len(answer.xyz), 3), np.nan)  # the adjustment drops points that fall behind a camera
+    for number, each in model.points3D.items():
+        xyz[number - 1] = each.xyz
+    left = np.isfinite(xyz[answer.point]).all(axis=1)
+    trusted = answer.has & answer.trusted
+    return Own(
+        focals_px,
+        difference_deg(poses[trusted], answer.cam_from_world[trusted]),
+        parallax_deg(centres_of(poses), xyz, answer.point[left], answer.view[left]),
+    )
+
+
+def difference_deg(poses: np.ndarray, others: np.ndarray) -> float:
+    """How far poses [N, 4, 4] differ from others: the median over pairs of the larger of the angles between their
+    relative rotations and between their relative directions. 0 for fewer than two."""
+    first, second = np.triu_indices(len(poses), 1)
+    if not len(first):
+        return 0.0
+    relative = [each[second] @ np.linalg.inv(each[first]) for each in (poses, others)]
+    turns = np.einsum("nij,nij->n", *(each[:, :3, :3] for each in relative)) / 2 - 0.5
+    moves = [each[:, :3, 3] for each in relative]
+    lengths = np.prod([np.linalg.norm(each, axis=1) for each in moves], axis=0)
+    cosines = np.minimum(turns, np.einsum("ni,ni->n", *moves) / np.maximum(lengths, np.finfo(float).tiny))
+    return float(np.degrees(np.median(np.arccos(np.clip(cosines, -1, 1)))))
 
 
 def are_off_centre(job: Job, answer: Answer) -> bool:

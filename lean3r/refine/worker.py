@@ -26,7 +26,7 @@ from lean3r.refine.built import Built
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
 from lean3r.refine.moving import keep_only, moving
 from lean3r.refine.overlay import drop_overlays
-from lean3r.refine.separate import are_off_centre, own_focals
+from lean3r.refine.separate import ELSEWHERE, are_off_centre, own_focals
 from lean3r.refine.settle import NEARLY, refitted, settle, soundest
 from lean3r.refine.stretched import is_oblong, with_oblong_pixels
 from lean3r.refine.tempered import adjusted_last
@@ -41,10 +41,6 @@ MANY = 6  # views that determine a camera each
 MOST = 2 / 3  # of them, where they fit a focal length that cannot be true
 LONG = 128  # frames of a video up to which all methods are used: the seconds of one grow faster than their number
 FEW = 6  # with so few views, a wrong model may fit nearly as well: a second method is tried
-DIFFERENT = (
-    "the pictures fit clearly better with a focal length each, as if zoomed or cropped differently, but no such model "
-    "was found: the cameras may be far off"
-)
 CROPPED = (
     "the pictures fit clearly better with a middle of the lens each that is not theirs, as if they were cropped, "
     "squeezed or framed: focal lengths, angles and distances may be far off. Take them as the camera made them, or "
@@ -126,22 +122,29 @@ def apart(job: Job, folder: Path, octave: int, shared: Attempt) -> Attempt:
     """Keep a model of pictures with a camera each, if shared ones leave many matches or cannot be true.
 
     Where they cannot, the focal lengths with which the shared model fits best are a second start: a part of the matches
-    does not survive the network's, where half of the pictures are zoomed twofold.
+    does not survive the network's, where half of the pictures are zoomed twofold. If its cameras lie elsewhere with
+    them, it is not trusted; if they then only turn, no other is looked for: a lens that zooms looks like parallax.
     """
-    focals_px = own_focals(job, shared.answer)
-    are_apart = focals_px is not None
-    if not are_apart and (shared.answer.has.sum() < MANY or share(shared.answer) >= WELL):
+    own = own_focals(job, shared.answer)
+    if own is None and (shared.answer.has.sum() < MANY or share(shared.answer) >= WELL):
         return shared
+    first, least, starts = shared.answer, 1.0, [("alone", None)]
+    if own is not None:
+        starts = [] if own.only_turns else [*starts, ("again", own.focals_px)]
+        if own.contradicts:
+            shared, least = shared.doubted(ELSEWHERE), MOST
+            shared.answer.write(folder)
     best = shared
-    for name, start in (("alone", None), ("again", focals_px))[: 1 + are_apart]:
+    for name, start in starts:
         if best is not shared or (alone := job.each_alone(start)) is None:
             break
         for attempt in attempts(alone, folder, octave, name):
-            if is_better_alone(attempt.answer, best.answer, are_apart and best is shared):
+            before = first if best is shared else best.answer
+            if is_better_alone(attempt.answer, before, own is not None and best is shared, least):
                 best = attempt
                 best.answer.write(folder)
-    if are_apart and best is shared:
-        best = best.with_note("zoom", DIFFERENT)
+    if own is not None and best is shared:
+        best = best.with_note("zoom", own.note)
         best.answer.write(folder)
     return best
 
@@ -187,9 +190,10 @@ def zoomed(job: Job, folder: Path, octave: int, shared: Answer) -> None:
 def varying_focals(job: Job, answer: Answer) -> np.ndarray | None:
     """Focal lengths [S] in pixels of the frames of a video, if they fit clearly better with one each, and not because
     these waver, as those of a stabilised video may."""
-    focals_px = own_focals(job, answer)
-    if focals_px is None:
+    own = own_focals(job, answer)
+    if own is None:
         return None
+    focals_px = own.focals_px
     views, found = np.arange(len(job.views)), np.isfinite(focals_px)
     ratio = np.log([focals_px[v] / answer.params[answer.camera[v]][0] for v in views[found]])
     low, usual, high = np.quantile(ratio, (0.1, 0.5, 0.9))
@@ -203,10 +207,11 @@ def is_as_good(answer: Answer, shared: Answer, trusted: float = NEARLY) -> bool:
     return fits and answer.trusted.sum() >= trusted * shared.trusted.sum()
 
 
-def is_better_alone(alone: Answer, shared: Answer, are_apart: bool) -> bool:
-    """Whether a camera for every view fits so much better than shared ones that these cannot be true."""
+def is_better_alone(alone: Answer, shared: Answer, are_apart: bool, trusted: float = 1.0) -> bool:
+    """Whether a camera for every view fits so much better than shared ones that these cannot be true, and such a part
+    of their views is trusted."""
     if are_apart and (fitting(alone) > MORE * fitting(shared) or is_sharper(alone, shared) or not shared.trusted.any()):
-        return alone.trusted.sum() >= shared.trusted.sum()
+        return alone.trusted.sum() >= max(trusted * shared.trusted.sum(), 1)
     return value(alone)[:2] >= value(shared)[:2] and share(alone) > max(WELL, share(shared) + GAIN)
 
 

@@ -103,7 +103,7 @@ def test_views_that_their_matches_contradict_and_views_without_any() -> None:
     has[7] = False
     seen = tracks(count, 40)
     seen[:, 7] = False
-    lacking = judge(walk(count), has, seen, np.full((count, count), np.nan))
+    lacking = judge(walk(count), has, seen, np.full((count, count), 0.95))
     assert np.flatnonzero(~lacking.trusted).tolist() == [7] and lacking.part[7] == -1
 
 
@@ -112,10 +112,24 @@ def test_a_photograph_that_sees_few_points_is_doubted_and_a_frame_is_not() -> No
     seen = tracks(count, LEAST_SEEN)
     at = np.flatnonzero(seen[:, 5])
     seen[at[LEAST_SEEN - 1 :], 5] = False
-    none = np.full((count, count), np.nan)
-    found = judge(walk(count), np.ones(count, bool), seen, none)
-    assert np.flatnonzero(~found.trusted).tolist() == [5] and "few points" in str(found.doubt[5])
+    fitting = np.full((count, count), 0.95)
+    found = judge(walk(count), np.ones(count, bool), seen, fitting)
+    assert np.flatnonzero(~found.trusted).tolist() == [5] and "confirm" in str(found.doubt[5])
     assert verdict(walk(count), seen).trusted.all()
+
+
+def test_a_photograph_that_hangs_on_a_doubted_one_is_doubted_and_a_frame_is_not() -> None:
+    """Both were certain in a place of windows that repeat: 93 degrees off."""
+    count = 7
+    fitting = np.full((count, count), 0.95)
+    fitting[5] = fitting[:, 5] = 0.1
+    seen = tracks(count, LEAST_SEEN)
+    seen[np.flatnonzero(seen[:, :5].any(axis=1))[:-12], 6] = False
+    found = judge(walk(count), np.ones(count, bool), seen, fitting)
+    assert np.flatnonzero(~found.trusted).tolist() == [5, 6] and "confirm" in str(found.doubt[6])
+    assert np.flatnonzero(~verdict(walk(count), seen, fitting).trusted).tolist() == [5]
+    held = np.arange(count) == 5
+    assert judge(walk(count), np.ones(count, bool), seen, fitting, held=held).trusted.all()
 
 
 def test_cameras_far_outside() -> None:

@@ -17,6 +17,7 @@ from lean3r.refine.adjust import pincushion
 from lean3r.refine.built import NO_FOCAL, NO_LENS, why_made_up
 from lean3r.refine.features import camera_of
 from lean3r.refine.job import Answer, Group, Job, View
+from lean3r.refine.separate import DIFFERENT, TURNED, Own, difference_deg
 from lean3r.refine.worker import Attempt
 from lean3r.types import Reconstruction
 
@@ -137,17 +138,43 @@ def test_half_of_the_pictures_zoomed(zoom: float, stated_px: float | None, tmp_p
     np.testing.assert_allclose(focals, [1.0, zoom] * 3, rtol=0.05)
 
 
-def test_pictures_of_which_no_camera_each_is_found_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It was a line of the log; scripts read the warnings."""
+@pytest.mark.parametrize(
+    ("differ_deg", "parallax_deg", "is_trusted", "note"),
+    [(1.0, 5.0, True, DIFFERENT), (9.0, 5.0, False, DIFFERENT), (1.0, 0.5, False, TURNED)],
+)
+def test_pictures_of_which_no_camera_each_is_found_are_told(
+    differ_deg: float,
+    parallax_deg: float,
+    is_trusted: bool,
+    note: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """It was a line of the log; scripts read the warnings. Cameras that would lie elsewhere are not trusted."""
     nothing, report = np.zeros(0), {"notes": [], "doubts": [None] * 6, "after": {"inliers": 9}, "matches": 9}
     answer = Answer(nothing, np.ones(6, bool), (), (), (), nothing, nothing, nothing, nothing, nothing, report)
     found = Attempt(answer, lambda: answer)
     monkeypatch.setattr(worker, "attempts", lambda *_: iter(()))
-    monkeypatch.setattr(worker, "own_focals", lambda *_: np.full(6, np.nan))
+    own = Own(np.full(6, np.nan), differ_deg, parallax_deg)
+    monkeypatch.setattr(worker, "own_focals", lambda *_: own)
     monkeypatch.setattr(Answer, "write", lambda *_: None)
     shared = Group(64, 48, "SIMPLE_RADIAL", (90.0, 32.0, 24.0, 0.0), assumed=True)
     told = worker.apart(job((shared,), (0,) * 6), tmp_path, 0, found)
-    assert told.answer.report["notes"] == told.sharpened().report["notes"] == [("zoom", worker.DIFFERENT)]
+    assert told.answer.report["notes"] == told.sharpened().report["notes"] == [("zoom", note)]
+    assert told.answer.trusted.tolist() == told.sharpened().trusted.tolist() == [is_trusted] * 6
+
+
+def test_how_far_cameras_differ_is_told_pair_by_pair() -> None:
+    """Neither the world frame nor its scale counts; one camera of five does not move the median."""
+    poses = np.stack([scenes.look((0, 3.0 * i, 0), (0.1 * i, 0, 0.02 * i * i)) for i in range(5)])
+    moved = poses @ scenes.look((10, 20, 30), (1, 2, 3))
+    moved[:, :3, 3] *= 7
+    assert difference_deg(moved, poses) < 1e-5
+    moved[4] = scenes.look((0, 0, 40), (0, 0, 0)) @ moved[4]
+    assert difference_deg(moved, poses) < 1e-5
+    turned = np.stack([scenes.look((0, 0, 4.0 * i), (0, 0, 0)) @ pose for i, pose in enumerate(poses)])
+    assert 4 <= difference_deg(turned, poses) < 30
+    assert difference_deg(poses[:1], poses[:1]) == 0
 
 
 def test_pictures_cropped_off_their_middle_are_told(tmp_path: Path) -> None:
