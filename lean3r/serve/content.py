@@ -123,9 +123,9 @@ def check_archive(path: Path, members: int, unpacked: int) -> str:
     except Exception as error:  # zipfile raises errors of many kinds on damaged tables
         return f"it cannot be read as a zip archive ({type(error).__name__}); it may be incomplete"
     if len(found) > members:
-        return f"it has {len(found):,} members; at most {members:,} are allowed"
+        return f"it has {len(found):,} members; this service takes at most {members:,} (--upload-files)"
     if (whole := sum(member.file_size for member in found)) > unpacked:
-        return f"it unpacks to {whole / 1e6:,.0f} MB; at most {unpacked / 1e6:,.0f} are allowed"
+        return f"it unpacks to {whole / 1e6:,.0f} MB; this service takes at most {unpacked / 1e6:,.0f} (by --upload-gb)"
     return ""
 
 

@@ -26,6 +26,7 @@ from lean3r.serve.options import AUTO, ServeOptions, check_token
 OPEN = ("/healthz", "/readyz", "/login", "/page/style.css")  # without a token
 READING = ("GET", "HEAD", "OPTIONS")
 LOGIN_BYTES = 4096
+WRONG = "That is not the token of this service. With --token auto every start makes and prints a new one."
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::\d{1,5})?", re.IGNORECASE)
 _JOB = re.compile(r"/jobs/([0-9a-f]{16})\b")
 POLICY = (
@@ -36,7 +37,7 @@ HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # with no-referrer, browsers say "Origin: null" of the form of the login page
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
@@ -119,7 +120,7 @@ class Gate:
             if len(body) > LOGIN_BYTES:
                 return JSONResponse({"error": "the form is too long"}, 413)
         token = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0]
-        return self.greet(request) if self.is_token(token.strip()) else HTMLResponse(page, 401)
+        return self.greet(request) if self.is_token(token.strip()) else HTMLResponse(_with_refusal(page), 401)
 
 
 class Guard:
@@ -167,6 +168,7 @@ class Guard:
         if path == "/" or "text/html" in headers.get("accept", ""):
             home = "../" * (path.count("/") - 1)
             page = self.login_page.replace('href="page', f'href="{home}page').replace('action="', f'action="{home}')
+            page = _with_refusal(page) if "token" in request.query_params else page
             return HTMLResponse(page, 401)
         return JSONResponse(
             {"error": "a token is needed: Authorization: Bearer TOKEN"}, 401, {"www-authenticate": "Bearer"}
@@ -179,6 +181,11 @@ class Guard:
         if found := _JOB.search(scope["path"]):
             about["job"] = found[1]
         log("request", logging.DEBUG if is_quiet else logging.INFO, **about, ms=round(1000 * seconds, 1))
+
+
+def _with_refusal(page: str) -> str:
+    """The login page for somebody who gave a wrong token."""
+    return page.replace('role="alert">', f'role="alert">{WRONG}')
 
 
 def _is_address(name: str) -> bool:

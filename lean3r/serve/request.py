@@ -28,6 +28,11 @@ FORBIDDEN = {
     **dict.fromkeys(("device", "compile", "cuda_graphs", "offline"), "the service chooses it for all jobs"),
     **dict.fromkeys(("out", "overwrite", "view", "json", "verbose", "quiet", "inputs"), "jobs have no such thing"),
 }
+INTRINSICS = "intrinsics"
+NUMBERS_ONLY = {
+    "value": "FX,FY,CX,CY",
+    "help": "Known intrinsics of all pictures, in their pixels; upload a JSON file of them as known cameras.",
+}
 _FOUR = re.compile(r"\s*[-+.\deE]+\s*(,\s*[-+.\deE]+\s*){3}")
 _SETTINGS = re.compile(r"[\w.,=+-]{0,200}")
 _LONG = 300  # characters of a text
@@ -150,7 +155,7 @@ def _values(group: type[Options], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(name: str, given: Any, field: dataclasses.Field[Any], group: type) -> Any:
-    if name == "intrinsics":  # elsewhere it may be a file
+    if name == INTRINSICS:  # elsewhere it may be a file
         text = ",".join(map(str, given)) if isinstance(given, list) else given
         if text in (None, ""):
             return None
@@ -193,13 +198,14 @@ def describe(models: Sequence[str]) -> list[dict[str, Any]]:
     """Every option as JSON-ready values: its name, its kind, what may be chosen, its default and its help."""
     found = []
     for name, group, field in _chosen():
-        choices = list(_choices(type_of(field, group))) if name != "intrinsics" else []
+        choices = list(_choices(type_of(field, group))) if name != INTRINSICS else []
         if name == "model":
             choices = [AUTO, *models]
-        kind = "text" if name == "intrinsics" else _kind(type_of(field, group))
+        kind = "text" if name == INTRINSICS else _kind(type_of(field, group))
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         about = {"name": name, "kind": "choice" if choices else kind, "choices": choices, "default": default}
-        found.append(about | {"value": field.metadata["metavar"], "help": field.metadata["help"]})
+        about |= {"value": field.metadata["metavar"], "help": field.metadata["help"]}
+        found.append(about | NUMBERS_ONLY if name == INTRINSICS else about)
     return found
 
 

@@ -218,7 +218,7 @@ class Receiver:
         name = about[b"filename"].decode("utf-8", "replace")
         self._count += 1
         if self._count > self.options.upload_files:
-            raise RefusedError(413, f"more than {self.options.upload_files:,} files; pack fewer into each upload.")
+            raise RefusedError(413, self._too_many())
         if len(name) > LONGEST_NAME:
             raise RefusedError(
                 422, f"the name of file {self._count} has {len(name)} characters; at most {LONGEST_NAME} are allowed."
@@ -302,5 +302,13 @@ class Receiver:
         if length > self.most + MOST_FIELDS * FIELD_BYTES:
             raise RefusedError(413, self._too_large())
 
+    def _too_many(self) -> str:
+        most = f"{self.options.upload_files:,} files"
+        return f"the upload has more than {most}, the most that this service takes (--upload-files); send fewer."
+
     def _too_large(self) -> str:
-        return f"the upload has more than {self.most / 1e6:,.0f} MB; send fewer or smaller pictures."
+        most = f"{self.most / 1e6:,.0f} MB"
+        return (
+            f"the upload has more than {most}, the most that this service takes (--upload-gb); send fewer or smaller "
+            "pictures."
+        )

@@ -134,7 +134,7 @@ def test_every_answer_has_its_headers_and_no_path(closed: Service) -> None:
     for path in names:
         answer = closed.client.get(path)
         headers = answer.headers
-        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer", path
+        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "same-origin", path
         assert (
             "default-src 'none'" in headers["content-security-policy"]
             or "sandbox" in headers["content-security-policy"]

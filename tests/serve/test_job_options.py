@@ -12,7 +12,7 @@ from lean3r.inputs.views import MAX_RESOLUTION, network_size
 from lean3r.options import as_record
 from lean3r.pipeline.options import RunOptions
 from lean3r.serve import checking
-from lean3r.serve.request import Request
+from lean3r.serve.request import Request, describe
 from serve.conftest import picture
 
 
@@ -33,6 +33,12 @@ def test_options_of_a_job_are_those_of_the_command_line() -> None:
                 {"plan": "gsa:a=/x"}):  # fmt: skip
         with pytest.raises(UsageError):
             Request.of(bad, ["nano"])
+
+
+def test_no_option_is_described_as_a_file_of_the_machine() -> None:
+    about = {option["name"]: option for option in describe(["nano"])}
+    assert not [name for name, one in about.items() if "FILE" in (one["value"] or "")]
+    assert "upload" in about["intrinsics"]["help"]
 
 
 def test_what_names_pictures_is_checked_against_those_that_run_and_reads_no_others(

@@ -256,10 +256,44 @@ def test_the_page_counts_all_that_it_sends(
     browser.locator("#files").set_input_files([{"name": name, "mimeType": "image/jpeg", "buffer": photo}])
     browser.locator("#chosen", has_text="2 files").wait_for()
     assert button.is_enabled() and problem.text_content() == ""
-    for masks, said in (([large], "more than"), ([mask, mask], "more than 2 files")):
+    for masks, said in (([large], "--upload-gb"), ([mask, mask], "3 files; at most 2 are taken at once")):
         browser.locator("#masks").set_input_files(masks)
         browser.locator("#problem", has_text=said).wait_for()
         assert button.is_disabled()
+
+
+def test_the_token_is_typed_in(lasting: Callable[..., Service], page: tuple[Any, list[str], list[str]]) -> None:
+    """Browsers say for a form where it comes from only if the policy for referrers lets them."""
+    browser, closed = page[0], lasting(token="a-token-of-some-length")
+    problem, enter = browser.get_by_role("alert"), browser.get_by_role("button", name="Enter")
+    browser.goto(closed.address)
+    assert problem.text_content() == ""
+    browser.locator("#token").fill("a-token-of-another-time")
+    enter.click()
+    problem.filter(has_text="not the token").wait_for()
+    browser.locator("#token").fill("a-token-of-some-length")
+    enter.click()
+    browser.get_by_role("button", name="Reconstruct").wait_for()
+    assert browser.url == closed.address
+
+
+def test_leaving_during_an_upload_asks_first(real: Service, page: tuple[Any, list[str], list[str]]) -> None:
+    browser, asked = page[0], []
+    browser.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    browser.route("**/api/jobs", lambda route: None if route.request.method == "POST" else route.continue_())
+    browser.goto(real.address)
+    picture = {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"a"}
+    browser.locator("#files").set_input_files([picture])
+    browser.locator("footer a").click()
+    browser.wait_for_url("**/openapi.json")
+    assert asked == [], "nothing is lost yet"
+    browser.goto(real.address)
+    browser.locator("#files").set_input_files([picture])
+    browser.get_by_role("button", name="Reconstruct").click()
+    browser.locator("#stop").wait_for()
+    browser.locator("footer a").click()
+    browser.wait_for_url("**/openapi.json")
+    assert asked == ["beforeunload"]
 
 
 def test_the_pages_are_accessible(real: Service, page: tuple[Any, list[str], list[str]]) -> None:

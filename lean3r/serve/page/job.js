@@ -15,7 +15,7 @@ function show(news) {
   const bar = byId("progress");
   bar.hidden = job.state !== "running";
   if (total) { bar.max = total; bar.value = done; } else bar.removeAttribute("value");
-  const used = views ? `${views} views${skipped ? `, ${skipped} skipped` : ""}` : "";
+  const used = views ? `${viewsText(views)}${skipped ? `, ${skipped} skipped` : ""}` : "";
   byId("says").textContent = job.reason || used;
   const warnings = (job.summary.warnings ?? []).map((w) => w.text ?? String(w));
   const skips = [...job.skipped, ...(job.summary.skipped ?? [])].map((s) => `${s.name}: ${s.reason}`);
@@ -30,12 +30,14 @@ function show(news) {
   if (job.state === "done") showResult(job).catch(complain);
 }
 
+const viewsText = (count) => (count === 1 ? "1 view" : `${count} views`);
+
 async function showResult(job) {
   if (result === job.id) return;
   result = job.id;
   const { views, points, scale, seconds = {} } = job.summary;
   const whole = Object.values(seconds).reduce((sum, value) => sum + value, 0);
-  const facts = [views && `${views} views`, points && `${points.toLocaleString()} points`, scale && `scale: ${scale}`,
+  const facts = [views && viewsText(views), points && `${points.toLocaleString()} points`, scale && `scale: ${scale}`,
     whole && `${whole.toFixed(1)} s`, `kept until ${new Date(1000 * job.expires).toLocaleString()}`];
   byId("facts").textContent = facts.filter(Boolean).join(", ");
   byId("zip").href = `${HOME}${at}/zip`;

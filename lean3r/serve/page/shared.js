@@ -32,6 +32,7 @@ export async function ask(path, options = {}) {
 }
 
 export function size(bytes) {
+  if (bytes < 1000) return `${bytes} bytes`;
   const [unit, name] = bytes < 1e5 ? [1e3, "kB"] : bytes < 1e9 ? [1e6, "MB"] : [1e9, "GB"];
   return `${Number((bytes / unit).toFixed(1)).toLocaleString()} ${name}`;
 }

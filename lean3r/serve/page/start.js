@@ -17,12 +17,16 @@ const sent = () => [...chosen.map((file) => ["files", file]), ...ROLES.flatMap((
 function check() {
   const files = sent();
   const bytes = files.reduce((sum, [, file]) => sum + file.size, 0);
-  byId("chosen").textContent = files.length ? `${files.length} files, ${size(bytes)}` : "";
+  byId("chosen").textContent = files.length ? `${files.length} ${files.length === 1 ? "file" : "files"}, ${size(bytes)}` : "";
   let problem = "";
-  if (limits && bytes > limits.bytes) problem = `These files have more than ${size(limits.bytes)}.`;
-  if (limits && files.length > limits.files) problem = `These are more than ${limits.files} files.`;
+  if (limits && bytes > limits.bytes) {
+    problem = `These files have ${size(bytes)}; at most ${size(limits.bytes)} are taken at once (lean3r serve --upload-gb).`;
+  }
+  if (limits && files.length > limits.files) {
+    problem = `These are ${files.length} files; at most ${limits.files} are taken at once (lean3r serve --upload-files).`;
+  }
   byId("problem").textContent = problem;
-  byId("send").disabled = !chosen.length || Boolean(problem);
+  byId("send").disabled = !chosen.length || Boolean(problem || sending);
 }
 
 async function dropped(transfer) {
@@ -82,27 +86,30 @@ function send(event) {
   const form = new FormData();
   form.append("options", JSON.stringify(options()));
   for (const [field, file] of sent()) form.append(field, file, file.name);
-  sending = new XMLHttpRequest(); // fetch does not tell how much was sent
+  const request = new XMLHttpRequest(); // fetch does not tell how much was sent
+  sending = request;
   const bar = byId("sent");
-  sending.open("POST", `${HOME}api/jobs`);
-  sending.upload.onprogress = (now) => { if (now.lengthComputable) bar.value = now.loaded / now.total; };
-  sending.upload.onload = () => bar.removeAttribute("value"); // the service checks what arrived
-  sending.onload = () => {
+  request.open("POST", `${HOME}api/jobs`);
+  request.upload.onprogress = (now) => { if (now.lengthComputable) bar.value = now.loaded / now.total; };
+  request.upload.onload = () => bar.removeAttribute("value"); // the service checks what arrived
+  request.onload = () => {
+    sending = null;
     let answer = {};
-    try { answer = JSON.parse(sending.responseText); } catch { /* not from the service */ }
-    if (sending.status === 201) location.assign(`${HOME}jobs/${answer.id}`);
-    else over([answer.error ?? `error ${sending.status}`, ...(answer.skipped ?? []).map((s) => `${s.name}: ${s.reason}`)].join("; "));
+    try { answer = JSON.parse(request.responseText); } catch { /* not from the service */ }
+    if (request.status === 201) location.assign(`${HOME}jobs/${answer.id}`);
+    else over([answer.error ?? `error ${request.status}`, ...(answer.skipped ?? []).map((s) => `${s.name}: ${s.reason}`)].join("\n"));
   };
-  sending.onerror = () => over("The upload did not arrive; the service does not answer, or it refused the size.");
-  sending.onabort = () => over("");
+  request.onerror = () => over("The upload did not arrive; the service does not answer, or it refused the size.");
+  request.onabort = () => over("");
   byId("problem").textContent = "";
   byId("send").disabled = true;
   bar.value = 0;
   bar.hidden = byId("stop").hidden = false;
-  sending.send(form);
+  request.send(form);
 }
 
 function over(problem) {
+  sending = null;
   byId("problem").textContent = problem;
   byId("send").disabled = !chosen.length;
   byId("sent").hidden = byId("stop").hidden = true;
@@ -146,6 +153,7 @@ byId("files").addEventListener("change", (event) => choose(event.target.files));
 for (const role of ROLES) byId(role).addEventListener("change", check);
 byId("upload").addEventListener("submit", send);
 byId("stop").addEventListener("click", () => sending?.abort());
+addEventListener("beforeunload", (event) => { if (sending) event.preventDefault(); }); // an upload would be lost
 
 ask("api/options").then((about) => {
   limits = about.limits;
