@@ -53,7 +53,7 @@ class _NothingNew(Exception):
 def add(
     model: Backbone,
     scene: str | Path,
-    pictures: PictureInput | Pictures,
+    pictures: PictureInput | Pictures | None = None,
     out: str | Path | None = None,
     *,
     frames: FrameChoice | None = None,
@@ -81,6 +81,13 @@ def add(
     """
     if not isinstance(model, Backbone) or not model.SEES:
         raise UsageError("adding pictures needs a network, such as lean3r.load('nano').")
+    if not isinstance(scene, str | Path):
+        raise UsageError(
+            f"the scene is a {type(scene).__name__}; expected the folder of a result, such as 'out/', into which "
+            "lean3r.export writes a Reconstruction."
+        )
+    if pictures is None:
+        raise TypeError(f"add() needs pictures: add(model, {str(scene)!r}, pictures)")
     observer = observer or Observer()
     folder, in_place = Path(scene).expanduser(), out is None
     target = folder if out is None else out

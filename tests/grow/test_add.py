@@ -21,6 +21,7 @@ from PIL import Image
 
 import lean3r
 from lean3r.cli.main import main
+from lean3r.errors import UsageError
 from lean3r.export import ExportOptions
 from lean3r.geometry.align import align_cameras
 from lean3r.grow import place, run
@@ -359,6 +360,16 @@ def test_a_bad_scene_is_refused_and_stays(
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
     assert files_of(out) == before
+
+
+def test_what_is_no_folder_and_no_pictures_are_named(out: Path, model) -> None:
+    scene = lean3r.reconstruct(model, np.zeros((2, 32, 32, 3), np.uint8), resolution=48, refine="off", dense="network")
+    for wrong in (3, None, scene):
+        said = rf"the scene is a {type(wrong).__name__}; expected the folder of a result"
+        with pytest.raises(UsageError, match=said):
+            lean3r.add(model, wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"add\(\) needs pictures: add"):
+        lean3r.add(model, out)
 
 
 def test_new_pictures_must_not_lie_in_the_scene(out: Path, tmp_path: Path) -> None:
