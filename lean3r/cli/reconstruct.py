@@ -248,8 +248,10 @@ class Reconstruct:
         if not self.view and {"ply", "npz", "cameras"} & set(formats):
             console.line("next", f"lean3r view {shlex.quote(str(self.out))}")
         if "colmap" in formats and (folder := self.picture_folder(scene, pictures, done["files"])):
-            model_folder = shlex.quote(str(self.out / "sparse" / "0"))
-            console.line("next", f"colmap gui --import_path {model_folder} --image_path {shlex.quote(str(folder))}")
+            # COLMAP refuses to start without the name of a database, which need not exist.
+            paths = {"import": self.out / "sparse" / "0", "database": self.out / "database.db", "image": folder}
+            asked = " ".join(f"--{name}_path {shlex.quote(str(path))}" for name, path in paths.items())
+            console.line("next", f"colmap gui {asked}")
         return scene, done
 
     def formats(self) -> Sequence[str]:

@@ -103,7 +103,9 @@ def test_the_next_command_names_the_folder_that_holds_the_pictures(photos, tmp_p
     for place, home in ((photos, photos), (tmp_path / "scene", tmp_path / "scene" / "images")):
         out = tmp_path / f"of {place.name}"
         assert main(["reconstruct", str(place), "-o", str(out), *QUICK, "-f", "colmap"]) == 0
-        assert f"--image_path {shlex.quote(str(home))}\n" in capsys.readouterr().err
+        model, database = (shlex.quote(str(out / name)) for name in ("sparse/0", "database.db"))
+        line = f"colmap gui --import_path {model} --database_path {database} --image_path {shlex.quote(str(home))}\n"
+        assert line in capsys.readouterr().err
 
 
 def test_many_views_are_the_students_and_the_run_says_so(photos, tmp_path: Path, capsys, monkeypatch) -> None:

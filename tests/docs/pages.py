@@ -85,6 +85,7 @@ PEERS = "needs the official programs, which the lines above download"
 
 ELSEWHERE: dict[str, dict[str, str]] = {
     "README.md": {
+        "python3 -m venv .venv && . .venv/bin/activate": DOWNLOADS,
         "git clone <this repository> lean3r && cd lean3r": DOWNLOADS,
         "lean3r view out": "runs until Ctrl-C",
         "lean3r batch scenes/ -o results": REPEATED,
@@ -118,7 +119,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "docker build -f deploy/Dockerfile --target cpu -t lean3r:cpu .": ENGINE,
         "docker build -f deploy/Dockerfile --target cuda -t lean3r:cuda .": ENGINE,
         'docker run --rm -v "$PWD:/data" --user "$(id -u):$(id -g)" lean3r:cpu reconstruct photos/ -o out': ENGINE,
-        '(umask 077; python -c "import secrets; print(secrets.token_urlsafe(32))" > deploy/token.txt)': ENGINE,
+        '(umask 077; python3 -c "import secrets; print(secrets.token_urlsafe(32))" > deploy/token.txt)': ENGINE,
         "sudo chown 10001 deploy/token.txt": ENGINE,
         "docker compose -f deploy/compose.yaml --profile cpu up -d": ENGINE,
         "docker compose -f deploy/compose.yaml --profile cuda up -d": ENGINE,
@@ -160,7 +161,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "-o run-t2/": SETS,
     },
     "docs/how-to/into-colmap-and-splatting.md": {
-        "colmap gui --import_path out/sparse/0 --image_path photos": PROGRAM,
+        "colmap gui --import_path out/sparse/0 --database_path out/database.db --image_path photos": PROGRAM,
         "python simple_trainer.py default --data_dir out --result_dir results": PROGRAM,
         "python train.py -s out": PROGRAM,
         "ns-train splatfacto --data out": PROGRAM,
@@ -217,7 +218,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "docs/how-to/serve.md": {
         "pip install 'lean3r[serve]'": DOWNLOADS,
         "lean3r serve": "runs until Ctrl-C",
-        "lean3r serve --host 0.0.0.0 --token auto --names scan.example": "runs until Ctrl-C",
+        "lean3r serve --token auto --names scan.example": "runs until Ctrl-C",
         "lean3r serve --engine ray --workers 4 --cpus 4": CLUSTER,
     },
     "docs/how-to/trust.md": {"python benchmarks/certainty.py": FIGURES},
