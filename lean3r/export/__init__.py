@@ -65,7 +65,9 @@ EXPORTERS = Registry(
             shows_depth=True,
         ),
         "ply": Format("lean3r.export.ply:write", "points.ply", "coloured points", default=True),
-        "glb": Format("lean3r.export.glb:write", "scene.glb", "coloured points and camera frusta, y up", default=True),
+        "glb": Format(
+            "lean3r.export.glb:write", "scene.glb", "coloured points, camera frusta and cameras, y up", default=True
+        ),
         "colmap": Format(
             "lean3r.export.colmap:write",
             "sparse/0/",

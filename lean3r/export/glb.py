@@ -1,4 +1,4 @@
-"""scene.glb: points and camera frusta in the y-up axes of glTF."""
+"""scene.glb: points, camera frusta, and cameras to look through, in the y-up axes of glTF."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.export.frusta import EDGES, frustum_corners, frustum_reach, order_colours
-from lean3r.export.gltf import Geometry, glb_bytes, gltf_from_world
+from lean3r.export.gltf import GLTF_FROM_OPENCV, Geometry, View, glb_bytes, gltf_from_world
 from lean3r.export.options import ExportOptions
 from lean3r.types import Reconstruction
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
-    """Write scene.glb with the nodes "points" (left out when there are none) and "cameras"."""
+    """Write scene.glb with the nodes "points" (left out when there are none) and "cameras", and one for each view."""
     reconstruction = reconstruction.of_certain()
     points = reconstruction.points
     geometries: dict[str, Geometry] = {}
@@ -25,8 +25,24 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
     colours = np.repeat(order_colours(len(corners)), len(vertices) // len(corners), axis=0)
     geometries["cameras"] = Geometry(vertices, colours, faces)
     path = directory / "scene.glb"
-    path.write_bytes(glb_bytes(geometries))
+    path.write_bytes(glb_bytes(geometries, views(reconstruction)))
     return [path]
+
+
+def views(reconstruction: Reconstruction) -> list[View]:
+    """The cameras of the pictures, as pinholes with the picture's centre in the middle."""
+    turn, near = np.eye(4), 0.01 * frustum_reach(reconstruction)
+    turn[:3, :3] = gltf_from_world(reconstruction)
+    cam_from_gltf = np.diag([*GLTF_FROM_OPENCV.diagonal(), 1])
+    found = []
+    for source, k, pose in zip(
+        reconstruction.sources, reconstruction.original_intrinsics, reconstruction.cam_from_world, strict=True
+    ):
+        height = source.height / k[1, 1]
+        world_from_cam = turn @ np.linalg.inv(pose) @ cam_from_gltf
+        fov_y = 2 * float(np.arctan(height / 2))
+        found.append(View(source.name, world_from_cam, fov_y, float(source.width / k[0, 0] / height), near))
+    return found
 
 
 def wireframe(corners: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:

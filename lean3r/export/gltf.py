@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,13 +35,24 @@ class Geometry(NamedTuple):
     texture: bytes = b""
 
 
+class View(NamedTuple):
+    """A camera to look through: world from camera [4, 4] in axes of glTF (y up, z backward), and the vertical field of
+    view in radians, width over height, and the distance at which it begins to see. glTF knows no more of a lens."""
+
+    name: str
+    world_from_cam: np.ndarray
+    fov_y: float
+    aspect: float
+    near: float
+
+
 def gltf_from_world(reconstruction: Reconstruction) -> np.ndarray:
     """Rotation [3, 3] from the scene's world into the axes of glTF, where it stands upright."""
     return GLTF_FROM_OPENCV @ upright_from_world(reconstruction)
 
 
-def glb_bytes(geometries: Mapping[str, Geometry]) -> bytes:
-    """A GLB file with one node, of the same name, for each geometry."""
+def glb_bytes(geometries: Mapping[str, Geometry], views: Sequence[View] = ()) -> bytes:
+    """A GLB file with one node, of the same name, for each geometry, and for each view."""
     buffers = _Buffers()
     meshes, materials, images = [], [], []
     colours = None  # the material of all that has colours of its own
@@ -77,6 +88,16 @@ def glb_bytes(geometries: Mapping[str, Geometry]) -> bytes:
         "bufferViews": buffers.views,
         "buffers": [{"byteLength": buffers.length}],
     }
+    if views:
+        tree["nodes"] += [
+            {"name": view.name, "camera": index, "matrix": view.world_from_cam.T.ravel().tolist()}
+            for index, view in enumerate(views)
+        ]
+        tree["scenes"] = [{"nodes": list(range(len(tree["nodes"])))}]
+        tree["cameras"] = [
+            {"type": "perspective", "perspective": {"yfov": v.fov_y, "aspectRatio": v.aspect, "znear": v.near}}
+            for v in views
+        ]
     if images:
         tree["images"] = images
         tree["textures"] = [{"source": index, "sampler": 0} for index in range(len(images))]

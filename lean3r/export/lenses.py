@@ -16,6 +16,7 @@ from lean3r.geometry.lens import colmap_camera
 from lean3r.types import Lens, Reconstruction, Source
 
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # every program opens these; undistorted pictures of other kinds become PNG
+PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE")
 
 
 @dataclass(frozen=True)
@@ -100,21 +101,27 @@ def check(options: ExportOptions, sources: Sequence[Source], lenses: Sequence[Le
 
 
 def undistort_camera(camera: Camera, step: int = 1) -> Camera:
-    """The pinhole camera for undistorted pictures, of a size without empty pixels; pinholes stay as they are.
+    """The pinhole camera for undistorted pictures, of a size without empty pixels.
 
     Sides are multiples of `step` if that costs less than a fiftieth of them. Intrinsics of pictures scaled down by a
-    factor of `step` are then exact, however a program rounds sizes.
+    factor of `step` are then exact, however a program rounds sizes. Where the lens bends nothing, whole pixels are cut
+    off, and nothing else changes.
     """
     from lean3r.colmap_library import pycolmap
 
     lens = colmap_camera(camera.lens, camera.width, camera.height)
-    if lens.is_undistorted():
-        return camera
-    pinhole = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens)
-    width, height = (n - n % step if 50 * (n % step) < n else n for n in (pinhole.width, pinhole.height))
-    fx, fy, cx, cy = (float(p) for p in pinhole.params)  # of model PINHOLE; opposite sides are cropped equally
-    centre = cx - (pinhole.width - width) / 2, cy - (pinhole.height - height) / 2
-    return Camera(Lens(pinhole.model.name, (fx, fy, *centre)), width, height)
+    bends = not lens.is_undistorted()
+    if bends:
+        lens = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens)
+    elif lens.model.name not in PINHOLES:  # trainers refuse other models, whatever their parameters are
+        fx, fy, cx, cy = lens.calibration_matrix()[[0, 1, 0, 1], [0, 1, 2, 2]]
+        lens = pycolmap.Camera(model="PINHOLE", width=lens.width, height=lens.height, params=[fx, fy, cx, cy])
+    width, height = (n - n % step if 50 * (n % step) < n else n for n in (lens.width, lens.height))
+    left, top = (lens.width - width) / 2, (lens.height - height) / 2  # opposite sides are cropped equally
+    if not bends:
+        left, top = left // 1, top // 1
+    *focal, cx, cy = (float(p) for p in lens.params)
+    return Camera(Lens(lens.model.name, (*focal, cx - left, cy - top)), width, height)
 
 
 def _lenses(reconstruction: Reconstruction, options: ExportOptions) -> tuple[Lens, ...]:

@@ -160,6 +160,31 @@ def test_glb_colours_are_linear_floats_and_unlit(tmp_path):
     np.testing.assert_allclose(read, arrays[tree["meshes"][0]["primitives"][0]["attributes"]["COLOR_0"]], atol=0.002)
 
 
+def test_glb_has_the_cameras_to_look_through(tmp_path):
+    """As glTF defines them: along -z, y up, the field of view that of the picture's height; seen in Blender, which
+    renders the mesh through them as in the photos."""
+    sizes = [(96, 72), (72, 96), (96, 72)]
+    scene = replace(make_scene(3, originals=sizes), registration=("refined", "refined", "uncertain"))
+    write("glb", scene, tmp_path)
+    tree, arrays = read_glb(tmp_path / "scene.glb")
+    nodes = [node for node in tree["nodes"] if "camera" in node]
+    assert [node["name"] for node in nodes] == list(scene.names[:2])
+    assert tree["scenes"] == [{"nodes": list(range(len(tree["nodes"])))}]
+    mine = scene.of_certain()
+    for view, (node, (width, height)) in enumerate(zip(nodes, sizes, strict=False)):
+        lens = tree["cameras"][node["camera"]]["perspective"]
+        k, pose = mine.original_intrinsics[view], np.array(node["matrix"]).reshape(4, 4).T
+        x, y, z = ((arrays[0] - pose[:3, 3]) @ pose[:3, :3]).T
+        shown_y = 0.5 + y / z / np.tan(lens["yfov"] / 2) / 2  # of the height, from above
+        shown_x = 0.5 - x / z / np.tan(lens["yfov"] / 2) / lens["aspectRatio"] / 2
+        cam = mine.points.xyz @ mine.cam_from_world[view, :3, :3].T + mine.cam_from_world[view, :3, 3]
+        seen = cam @ k.T
+        off = (k[:2, 2] - [width / 2, height / 2]) / [width, height]  # which glTF cannot say
+        expected = seen[:, :2] / seen[:, 2:] / [width, height] - off
+        np.testing.assert_allclose(np.stack([shown_x, shown_y], 1), expected, atol=1e-4)
+        assert lens["aspectRatio"] == pytest.approx(width / height * k[1, 1] / k[0, 0]) and lens["znear"] > 0
+
+
 def test_glb_is_y_up(tmp_path):
     write("glb", make_scene(4), tmp_path)
     scene = trimesh.load(tmp_path / "scene.glb")
