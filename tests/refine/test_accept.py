@@ -123,4 +123,7 @@ def test_accepted_only_if_error_and_inliers_improve() -> None:
     before = Fit(100, 20, 15.0, 5.0, [], [], [], [])
     assert why_not_better(before, Fit(100, 90, 80.0, 0.3, [], [], [], [])) is None
     assert "90" in str(why_not_better(replace(before, inliers=90), Fit(100, 90, 80.0, 0.3, [], [], [], [])))
+    given = replace(before, inliers=277)
+    assert why_not_better(given, replace(given, inliers=276), knows_poses=True) is None
+    assert "250" in str(why_not_better(given, replace(given, inliers=250), knows_poses=True))
     assert "reprojection error" in str(why_not_better(before, Fit(100, 21, 16.0, 5.5, [], [], [], [])))
