@@ -27,7 +27,7 @@ from lean3r.refine.options import KnownCameras, RefineOptions
 from lean3r.refine.prepare import prepare
 from lean3r.refine.slip import SLIPPED, slipped
 from lean3r.refine.steady import steadied
-from lean3r.refine.unconfirmed import BADLY, fitting_badly, with_cautions
+from lean3r.refine.unconfirmed import BADLY, fitting_badly, why_unlikely, with_cautions
 from lean3r.refine.world import depth_ratios, depth_scale, into_known, into_predicted, origin_view
 from lean3r.scratch import temporary_folder
 from lean3r.types import Lens, Reconstruction, Registration, SparsePoints, with_warning
@@ -111,6 +111,8 @@ def run(
     if reason is None and answer.trusted.sum() < 2:
         doubts = Counter(doubt for doubt in answer.report["doubts"] if doubt is not None)
         reason = f"its views are doubted: {doubts.most_common(1)[0][0]}"
+    if reason is None and not (job.sequences or job.held.any()):
+        reason = why_unlikely(answer)
     if reason is not None:  # what was seen in the pictures may be why
         return keep_predicted(with_notes(reconstruction, notes), report, reason, start)
     notes = [*notes, *([("unfinished", UNFINISHED.format(ended))] if ended else [])]

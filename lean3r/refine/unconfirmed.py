@@ -44,14 +44,24 @@ EDITED = (
 )
 
 
+def why_unlikely(answer: Answer) -> str | None:
+    """Why a model of photographs is likely to be wrong altogether; None if it is not: most views have no place in it,
+    and the matches of those that have fit badly. Three of eight before a facade were 135 degrees off."""
+    views, trusted = len(answer.has), int((answer.has & answer.trusted).sum())
+    if not 0 < 2 * trusted < views or not fits_badly(answer):
+        return None
+    return f"{trusted} of {views} views would hold together, and only {fitting_share(answer):.0%} of their matches fit"
+
+
 def with_cautions(reconstruction: Reconstruction, answer: Answer, focal_error: float | None) -> Reconstruction:
     """The reconstruction with warnings of what its trusted views leave open, if that can be told: how far their focal
     length may be off (`focal_error`), whether no third view confirms them, and whether they fit badly."""
     views = np.flatnonzero(answer.has & answer.trusted)
     if focal_error is None:
         return reconstruction
-    if (share := fitting_share(answer)) < FITTING and usual_error(answer) > BY_SIDE:
-        reconstruction = with_warning(reconstruction, "poor-fit", EDITED.format(share), views.tolist())
+    if fits_badly(answer):
+        text = EDITED.format(fitting_share(answer))
+        reconstruction = with_warning(reconstruction, "poor-fit", text, views.tolist())
     are_two = places(centres_of(answer.cam_from_world[views])) <= 2
     if are_two and (points := len(answer.of_trusted().xyz)) < FEW:
         reconstruction = with_warning(reconstruction, "two-views", ALONE.format(points), views.tolist())
@@ -70,6 +80,11 @@ def fitting_badly(answer: Answer) -> list[int]:
         return []
     usual_px = np.median(error_px[:, told], axis=1, keepdims=True)
     return np.flatnonzero(told & (error_px > np.maximum(WORSE * usual_px, BADLY_PX)).all(axis=0)).tolist()
+
+
+def fits_badly(answer: Answer) -> bool:
+    """Whether the usual trusted view fits its matches badly."""
+    return fitting_share(answer) < FITTING and usual_error(answer) > BY_SIDE
 
 
 def fitting_share(answer: Answer) -> float:

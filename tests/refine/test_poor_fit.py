@@ -14,7 +14,7 @@ from refine.test_unconfirmed import around, codes
 import lean3r
 from lean3r.refine import refine
 from lean3r.refine.job import Answer
-from lean3r.refine.unconfirmed import BADLY, fitting_badly, with_cautions
+from lean3r.refine.unconfirmed import BADLY, fitting_badly, why_unlikely, with_cautions
 
 
 def corrected(image: Image.Image) -> Image.Image:
@@ -68,3 +68,12 @@ def test_a_doubted_view_is_not_named_again() -> None:
 def test_a_view_is_not_named_for_what_another_one_spoils() -> None:
     answer = fitted([0.2, 0.7, 0.2, 0.2], 95, [0.2, 0.2, 0.2, 0.2])
     assert not fitting_badly(answer)
+
+
+@pytest.mark.parametrize(
+    ("trusted", "inliers", "is_unlikely"), [(3, 80, True), (4, 80, False), (3, 95, False), (0, 80, False)]
+)
+def test_a_few_views_that_fit_badly_are_no_model(trusted: int, inliers: int, is_unlikely: bool) -> None:
+    """Three of eight photos of windows that repeat were certain, and wrong altogether."""
+    answer = fitted([0.6] * 8, inliers).with_doubts(range(trusted, 8), "it has too few matches with other views")
+    assert bool(why_unlikely(answer)) == is_unlikely

@@ -22,6 +22,7 @@ function show(news) {
   const again = job.attempt > 1 ? [`Started ${job.attempt} times: the service or its worker ended on the way.`] : [];
   byId("notes").replaceChildren(...[...again, ...notes, ...warnings, ...skips].map((text) => element("li", text)));
   byId("input").replaceChildren(...job.files.map((file) => element("li", `${file.name} (${size(file.bytes)})`)));
+  byId("uploaded").hidden = false;
   const isLive = job.state === "queued" || job.state === "running";
   byId("cancel").hidden = !isLive;
   byId("remove").hidden = isLive;
