@@ -40,8 +40,8 @@ def views(reconstruction: Reconstruction) -> list[View]:
     ):
         height = source.height / k[1, 1]
         world_from_cam = turn @ np.linalg.inv(pose) @ cam_from_gltf
-        fov_y = 2 * float(np.arctan(height / 2))
-        found.append(View(source.name, world_from_cam, fov_y, float(source.width / k[0, 0] / height), near))
+        fov_y_rad = 2 * float(np.arctan(height / 2))
+        found.append(View(source.name, world_from_cam, fov_y_rad, float(source.width / k[0, 0] / height), near))
     return found
 
 

@@ -41,7 +41,7 @@ class View(NamedTuple):
 
     name: str
     world_from_cam: np.ndarray
-    fov_y: float
+    fov_y_rad: float
     aspect: float
     near: float
 
@@ -95,7 +95,7 @@ def glb_bytes(geometries: Mapping[str, Geometry], views: Sequence[View] = ()) ->
         ]
         tree["scenes"] = [{"nodes": list(range(len(tree["nodes"])))}]
         tree["cameras"] = [
-            {"type": "perspective", "perspective": {"yfov": v.fov_y, "aspectRatio": v.aspect, "znear": v.near}}
+            {"type": "perspective", "perspective": {"yfov": v.fov_y_rad, "aspectRatio": v.aspect, "znear": v.near}}
             for v in views
         ]
     if images:
