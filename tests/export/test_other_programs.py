@@ -261,29 +261,6 @@ def test_undistorting_a_pinhole_changes_nothing(tmp_path):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-@pytest.mark.parametrize(
-    ("lens", "written"),
-    [
-        (("SIMPLE_PINHOLE", (260.0, 161.0, 118.0)), ("SIMPLE_PINHOLE", [260, 160, 117])),
-        (("OPENCV", (260.0, 262.0, 161.0, 118.0, 0.0, 0.0, 0.0, 0.0)), ("PINHOLE", [260, 262, 160, 117])),
-    ],
-)
-def test_undistorting_without_distortion_cuts_off_whole_pixels_for_the_factors(tmp_path, lens, written):
-    """gsplat makes smaller pictures of its own, rounds their sides and scales intrinsics by what it divided before:
-    that is wrong by a part of a pixel where sides are no multiples. Trainers read pinholes only, by name."""
-    size, names = (323, 242), ["a.png", "b.png", "c.png"]
-    scene = replace(make_scene(3, originals=[size] * 3, names=names), lenses=(Lens(*lens),) * 3)
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    for name in names:
-        Image.fromarray(pixels).save(tmp_path / name)
-    options = ExportOptions(pictures=Pictures([tmp_path]), undistort=True)
-    out = export(scene, tmp_path / "out", "colmap", options=options)
-    (camera,) = pycolmap.Reconstruction(out / "sparse" / "0").cameras.values()
-    assert (camera.model.name, camera.params.tolist(), camera.width, camera.height) == (*written, 320, 240)
-    with Image.open(out / "images" / "a.png") as picture:
-        np.testing.assert_array_equal(np.asarray(picture), pixels[1:-1, 1:-2])
-
-
 def as_nerfstudio_reads(folder: Path) -> list[dict]:
     """Frames with what is fixed at the top of the file, as its data parser takes them: a value at the top wins, any
     distortion at the top hides those of the frames, and pictures must be where they are said to be."""
