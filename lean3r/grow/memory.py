@@ -22,7 +22,7 @@ from lean3r.inputs.notes import in_srgb
 from lean3r.inputs.pictures import Pictures
 from lean3r.inputs.upright import upright
 from lean3r.pipeline.overlap import Matcher
-from lean3r.refine.appearance import WORDS, root, signature, vocabulary
+from lean3r.refine.appearance import WORDS, signature, vocabulary
 from lean3r.types import Source
 
 logger = logging.getLogger("lean3r")
@@ -146,7 +146,7 @@ def print_of(still: Still) -> str:
 def descriptors_of(images: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
     """Descriptors [K, 128] of pictures [S, H, W, 3] in their masks [S, H, W]."""
     matcher = Matcher(images, mask)
-    return [root(matcher.features(view)[1].numpy()) for view in range(len(images))]
+    return [matcher.features(view)[1].numpy() for view in range(len(images))]
 
 
 def vectors_of(descriptors: Sequence[np.ndarray], words: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lean3r.colmap_library import pycolmap
-from lean3r.refine.appearance import root, signature, vocabulary
+from lean3r.refine.appearance import signature, vocabulary
 from lean3r.refine.features import detect, files_to_view, set_cameras
 from lean3r.refine.job import Job
 from lean3r.refine.kept import Kept
@@ -164,7 +164,7 @@ def alike(job: Job, database: Path, ids: dict[int, int], near: np.ndarray) -> np
     VLAD over a vocabulary of these pictures."""
     views = sorted(ids)
     with pycolmap.Database.open(database) as opened:
-        descriptors = [root(np.asarray(opened.read_descriptors(ids[view]).data)) for view in views]
+        descriptors = [np.asarray(opened.read_descriptors(ids[view]).data) for view in views]
     words = vocabulary(descriptors)
     if words is None:
         return np.zeros((0, 2), np.int64)

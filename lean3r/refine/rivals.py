@@ -18,7 +18,8 @@ def contested(answer: Answer, rival: Answer, shares: np.ndarray, others: np.ndar
     """The views that a rival has elsewhere (see `differing`), without those where it is the rival that slips: the
     matches between them and the views that both models have in the same place tell, by the share of each pair that
     fits the answer, `shares` [S, S], and the rival, `others` [S, S] (NaN: not known)."""
-    views, apart = np.flatnonzero(answer.trusted), differing(answer, rival)
+    views = np.flatnonzero(answer.trusted)
+    apart = differing(answer.cam_from_world, answer.trusted, rival.cam_from_world, rival.trusted)
     same, left = np.setdiff1d(views, apart), []
     at = np.searchsorted(views, apart)
     for run in np.split(np.array(apart, int), np.flatnonzero(np.diff(at) > 1) + 1):
@@ -29,29 +30,32 @@ def contested(answer: Answer, rival: Answer, shares: np.ndarray, others: np.ndar
     return left
 
 
-def differing(answer: Answer, rival: Answer) -> list[int]:
-    """The trusted views of an answer that a rival has elsewhere, and those that it lacks next to these.
+def differing(poses: np.ndarray, trusted: np.ndarray, others: np.ndarray, trusted_others: np.ndarray) -> list[int]:
+    """The `trusted` [S] views of a model with these poses [S, 4, 4] that a rival has elsewhere, and those that it lacks
+    before and behind these.
 
     The models are aligned where most of their cameras agree: a slip moves all behind it. None where the rival trusts
-    too few views, or fewer than half of those of the answer.
+    too few views, or fewer than half of those of the first.
     """
-    views = np.flatnonzero(answer.trusted)
-    shared = np.flatnonzero(rival.trusted[views])
+    views = np.flatnonzero(trusted)
+    shared = np.flatnonzero(trusted_others[views])
     if len(shared) < max(LEAST, len(views) / 2):
         return []
-    centres, others = (centres_of(x.cam_from_world[views[shared]]) for x in (answer, rival))
+    centres, places = (centres_of(each[views[shared]]) for each in (poses, others))
     step = np.median(np.linalg.norm(np.diff(centres, axis=0), axis=1))
     length, index = max(LEAST, len(shared) // 4), np.arange(len(shared))
     agree = index < 0
     for start in range(len(shared) - length + 1):
         near = (index >= start) & (index < start + length)
         for _ in range(REPEATS):
-            near = np.linalg.norm(_aligned(others, centres, near) - centres, axis=1) < STEPS * step
+            near = np.linalg.norm(_aligned(places, centres, near) - centres, axis=1) < STEPS * step
             if near.sum() < LEAST:
                 break
         agree = max(agree, near, key=np.sum)
-    nearest = np.abs(np.arange(len(views))[:, None] - shared).argmin(1)
-    return views[~agree[nearest]].tolist()
+    every = np.arange(len(views))
+    before, after = np.searchsorted(shared, every, "right") - 1, np.searchsorted(shared, every)
+    is_same = agree[np.maximum(before, 0)] & agree[np.minimum(after, len(shared) - 1)]
+    return views[~is_same].tolist()
 
 
 def _aligned(points: np.ndarray, target: np.ndarray, used: np.ndarray) -> np.ndarray:

@@ -288,11 +288,16 @@ def of_matches(job: Job, folder: Path, database: Path) -> Iterator[Attempt]:
     matched = len(np.unique(matches.pairs))
     if len(views) >= max(2, matched / 2):
         candidates += filter(None, [Built.of(job, matches, mapper.from_poses(job.start, views), True)])
-    if job.past:  # whoever has a past compares with the model that its frames have without it
-        models = [Attempt.of(matches, mapper, refitted(job, matches, mapper, built), []) for built in candidates]
-        yield from (each for each in models if fitting(each.answer) >= ENOUGH * each.answer.report["matches"])
-        return
     found: list[Built] = []
+    if job.past:  # whoever has a past compares with the model that its frames have without it
+        models = [refitted(job, matches, mapper, built) for built in candidates]
+        if not any(is_enough(built.answer, NEARLY * matched) for built in models):
+            found = by_methods(job, matches, mapper, here, database)
+            models += soundest(found)
+        good = [built for built in models if fitting(built.answer) >= ENOUGH * built.answer.report["matches"]]
+        if good:
+            yield Attempt.of(matches, mapper, max(good, key=lambda built: fitness(job, built.answer)), found)
+        return
     if not candidates or len(job.views) <= FEW or not is_enough(candidates[0].answer, matched):
         found = by_methods(job, matches, mapper, here, database)
         candidates += soundest(found) if job.sequences else found
@@ -371,7 +376,7 @@ def share(answer: Answer) -> float:
     return fitting(answer) / max(answer.report["matches"], 1)
 
 
-def is_enough(answer: Answer, matched: int) -> bool:
+def is_enough(answer: Answer, matched: float) -> bool:
     """Whether a model explains the matches."""
     return answer.has.sum() >= matched and fitting(answer) >= ENOUGH * answer.report["matches"]
 

@@ -24,6 +24,7 @@ from lean3r.pipeline.refining import applies
 from lean3r.processes import give_memory_back
 from lean3r.refine.ahead import Ahead
 from lean3r.refine.judge import links
+from lean3r.refine.rivals import differing
 from lean3r.refine.world import into_known
 from lean3r.scratch import temporary_folder
 from lean3r.stream import sim3
@@ -88,9 +89,10 @@ class Solver:
         these numbers are those by which it will be `joined` to the windows before.
 
         With a `past`, the window is reconstructed by itself and by going on from that, of which the one counts that
-        trusts more cameras; the second way is not tried if all are trusted that no later window knows better. The last
-        window of a film goes on first. Keyframes that this way lacks lie where another one has them, of the window by
-        itself and points that are followed from frame to frame if possible; they stay in doubt.
+        trusts more cameras, unless the other goes on and contradicts it; the second way is not tried if all are trusted
+        that no later window knows better. The last window of a film goes on first. Keyframes that this way lacks lie
+        where another one has them, of the window by itself and points that are followed from frame to frame if
+        possible; they stay in doubt.
         """
         self._ahead.end()
         ways = [None] if past is None else [past, None] if is_last else [None, past]
@@ -101,7 +103,10 @@ class Solver:
                 pictures.past = ways.pop(0)
                 pictures.follows = pictures.past is not None  # alone, how large a window is may hang on such points
                 found.append(self._run(pictures))
-            (scene, is_calibrated), *others = sorted(found, key=lambda run: trusted(run[0], joined), reverse=True)
+            found.sort(key=lambda run: trusted(run[0], joined), reverse=True)
+            if len(found) > 1 and contradicts(found[1][0], found[0][0], joined):
+                found.reverse()
+            (scene, is_calibrated), *others = found
             if is_calibrated and self.settings.intrinsics is None and zooms(scene):
                 self.cameras.clear()  # those of the windows before are not true any more
                 (scene, is_calibrated), others = self._run(self._pictures(keyframes, joined=joined)), []
@@ -249,6 +254,17 @@ def trusted(scene: Reconstruction, joined: Sequence[int]) -> int:
     if zooms(scene) or (joined and scene.is_certain[list(joined)].sum() < min(LEAST_SURE, len(joined))):
         return 0
     return scene.info.get("refinement", {}).get("trusted", 0)
+
+
+def contradicts(scene: Reconstruction, other: Reconstruction, joined: Sequence[int]) -> bool:
+    """Whether a window that goes on from the past has cameras elsewhere that are trusted when it is by itself, with at
+    least half as many trusted of its own. The past ties it to more frames: alone, its scale may change on the way, and
+    all its matches fit (40 cm off, in a walk of large steps)."""
+    report = scene.info.get("refinement", {})
+    if "past" not in report or trusted(scene, joined) < max(1, trusted(other, joined) / 2):
+        return False
+    is_registered = np.array([view["part"] != -1 for view in report["views"]])
+    return bool(differing(other.cam_from_world, other.is_certain, scene.cam_from_world, is_registered))
 
 
 def complete(results: Sequence[Result], others: Sequence[Result]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from lean3r.geometry.align import umeyama
 from lean3r.inputs.past import Past
@@ -76,6 +77,14 @@ def test_a_past_that_the_matches_contradict_is_found_again_from_them(tmp_path: P
     rng = np.random.default_rng(0)
     wrong = moved(POSES[:BEFORE])
     wrong[:, :3, 3] = rng.normal(size=(BEFORE, 3))
+    scene, pictures = window(tmp_path, wrong)
+    report = refine(scene, pictures, OPTIONS, known=FOCALS).info["refinement"]
+    assert report["status"] != "kept" and error_m(report) < 0.01
+
+
+def test_frames_that_nothing_joins_to_the_past_one_by_one_are_found_with_it_from_all_matches(tmp_path: Path) -> None:
+    wrong = moved(POSES[:BEFORE])
+    wrong[:, :3, :3] = Rotation.random(BEFORE, random_state=0).as_matrix()
     scene, pictures = window(tmp_path, wrong)
     report = refine(scene, pictures, OPTIONS, known=FOCALS).info["refinement"]
     assert report["status"] != "kept" and error_m(report) < 0.01

@@ -86,6 +86,15 @@ def test_a_slip_of_the_other_model_doubts_nothing_if_the_matches_tell_which_one_
     assert doubts_of_built(good, alike) == doubts_of_built(alike, good) == list(range(21, FRAMES))
 
 
+def test_frames_between_agreement_and_a_slip_that_the_other_model_lacks_are_doubted() -> None:
+    right = walk()
+    slipped = right.copy()
+    slipped[20:] = slipped[20] + 2.5 * (slipped[20:] - slipped[20])
+    lacks = ~np.isin(np.arange(FRAMES), range(12, 24))
+    assert doubts_of(model_of(right), model_of(slipped, lacks)) == list(range(12, FRAMES))
+    assert doubts_of(model_of(right), model_of(right, lacks)) == []
+
+
 def test_straight_and_level_walks_are_compared_too() -> None:
     for right in (walk() * [1, 0, 0], walk() * [1, 0, 1]):
         slipped = right.copy()

@@ -15,7 +15,7 @@ from lean3r.errors import InputError
 from lean3r.stream import solver
 from lean3r.stream.frames import Source as Frames
 from lean3r.stream.pictures import Keyframe, Recent
-from lean3r.stream.solver import Solver, doubt_islands
+from lean3r.stream.solver import Solver, contradicts, doubt_islands
 from stream.walk import Knows, walk
 
 
@@ -98,6 +98,26 @@ def test_a_window_of_few_keyframes_does_not_tell_the_intrinsics_of_the_next_ones
     found = Solver(None, SimpleNamespace(intrinsics=None, window=window))  # type: ignore[arg-type]
     found.window(keyframes)
     assert bool(found.cameras) == is_held
+
+
+def scene_of(centres: np.ndarray, certain: int, goes_on: bool) -> Any:
+    """A scene with cameras at these places, of which so many first ones are certain."""
+    poses = np.tile(np.eye(4), (len(centres), 1, 1))
+    poses[:, :3, 3] = -centres
+    report: dict[str, Any] = {"trusted": certain, "views": [{"part": 0}] * len(centres)}
+    info = {"refinement": report | ({"past": {}} if goes_on else {})}
+    return SimpleNamespace(cam_from_world=poses, is_certain=np.arange(len(centres)) < certain, info=info)
+
+
+@pytest.mark.parametrize(("certain", "bends", "expected"), [(8, 2.0, True), (8, 1.0, False), (5, 2.0, False)])
+def test_a_window_by_itself_gives_way_to_the_film_before_it_that_has_its_cameras_elsewhere(
+    certain: int, bends: float, expected: bool
+) -> None:
+    """Unless that trusts few cameras only."""
+    centres = np.random.default_rng(0).normal(size=(12, 3)).cumsum(0)
+    bent = np.where(np.arange(12)[:, None] < 7, centres, centres[7] + bends * (centres - centres[7]))
+    past, alone = scene_of(2 * centres, certain, True), scene_of(bent, 12, False)
+    assert contradicts(past, alone, ()) == expected and not contradicts(alone, past, ())
 
 
 def test_intrinsics_hold_for_frames_of_the_stated_size_and_are_scaled_to_others(tmp_path: Path) -> None:
