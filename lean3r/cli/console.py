@@ -57,12 +57,12 @@ class Console(Observer):
         if self.live is not None:
             self.live.says(f"{name} {done:,}/{total:,}" if total else name)
         now = time.monotonic()
-        last_time, _, _ = self._shown.get(name, (now, 0, 0))
+        last_time, last_done, _ = self._shown.get(name, (now, 0, 0))
         if self.quiet:
             return
         if self.stream.isatty():
             self._advance_bar(name, done, total)
-        elif done < total and now - last_time >= _PLAIN_SECONDS:
+        elif last_done != done < total and now - last_time >= _PLAIN_SECONDS:
             self.line(name, f"{done:,}/{total:,}")
             last_time = now
         self._shown[name] = (last_time, done, total)
@@ -77,14 +77,16 @@ class Console(Observer):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        _, done, total = self._shown.pop(name, (0.0, 0, 0))
+        _, done, total = self._shown.get(name, (0.0, 0, 0))
+        self._shown.clear()  # the steps of the stage as well
         if sys.exc_info()[0] is None:
             amount = f"{done:,}/{total:,}" if total else ""
             self.line(name, f"{amount:<12} {self.seconds[name]:6.1f} s")
 
     def _advance_bar(self, name: str, done: int, total: int) -> None:
         bar = self._bar = self._bar or self._new_bar(name)
-        bar.update(bar.task_ids[0], completed=done, total=total or None)
+        # A step of a stage shows its own name.
+        bar.update(bar.task_ids[0], description=name, completed=done, total=total or None)
 
     def _new_bar(self, name: str) -> Progress:
         from rich.console import Console as RichConsole

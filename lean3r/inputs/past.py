@@ -12,9 +12,11 @@ import numpy as np
 class Past:
     """Frames of a video that lie before those of a run, all of one size: their times_s [P] and pictures [H, W] uint8,
     grey, as refinement searches them; their poses cam_from_world [P, 4, 4], found before; and poses [4, 4] in that
-    world of frames of the run itself, as far as they are `known`, by name."""
+    world of frames of the run itself, as far as they are `known`, by name. If the video `ends` with the run, nothing
+    knows its frames better later."""
 
     times_s: tuple[float, ...]
     pictures: tuple[np.ndarray, ...]
     cam_from_world: np.ndarray
     known: Mapping[str, np.ndarray]
+    ends: bool = False

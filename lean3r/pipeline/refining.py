@@ -48,7 +48,15 @@ def refine_scene(
     """
     try:
         with observer.stage("refinement"):
-            result = refine(scene, pictures, options, known=known, masks=masks, follow_depth=follow_depth)
+            result = refine(
+                scene,
+                pictures,
+                options,
+                known=known,
+                masks=masks,
+                follow_depth=follow_depth,
+                tell=observer.advanced,
+            )
     except KeyboardInterrupt:
         result = _keep(scene, INTERRUPTED)
     except (LeanError, OSError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from lean3r.colmap_library import pycolmap
 from lean3r.refine.job import MASKS, PICTURES, Group, Job
 from lean3r.refine.kept import Kept
+from lean3r.refine.progress import FEATURES, SEARCHED, say
 
 # From octave 0 on, features are as large as the pixels of the picture allow; octave -1 doubles the picture before,
 # which finds several times as many (small) ones in several times the time.
@@ -38,14 +39,16 @@ def detect(job: Job, folder: Path, database: Path, first_octave: int, kept: Kept
     pycolmap.Database.open(database).close()
     pycolmap.import_images(database, folder / PICTURES, camera_mode=mode, image_names=files, options=reader)
     kept.recall_features(database)
-    pycolmap.extract_features(
-        database,
-        folder / PICTURES,
-        image_names=files,
-        camera_mode=mode,
-        reader_options=reader,
-        extraction_options=options,
-    )
+    for start in range(0, len(files), SEARCHED):
+        pycolmap.extract_features(
+            database,
+            folder / PICTURES,
+            image_names=files[start : start + SEARCHED],
+            camera_mode=mode,
+            reader_options=reader,
+            extraction_options=options,
+        )
+        say(folder, FEATURES, min(start + SEARCHED, len(files)), len(files))
     set_cameras(job, database)
 
 

@@ -57,7 +57,8 @@ class Job:
     in which features are `kept` between jobs (None: nowhere); how many first views must be `meeting` others in a
     match, or no model is made (0: any); the views by which the model is `joined` to what was found before; and how many
     first views are of the `past`: their poses in `start` were found before, and no model is made but the one that goes
-    on from these; whether it `follows` points from frame to frame of a video where few features match."""
+    on from these; whether it `follows` points from frame to frame of a video where few features match; and whether
+    the video `ends` with a job that has a past."""
 
     views: tuple[View, ...]
     groups: tuple[Group, ...]
@@ -74,6 +75,7 @@ class Job:
     joined: tuple[int, ...] = ()
     past: int = 0
     follows: bool = False
+    ends: bool = False
 
     @property
     def knows_focals(self) -> bool:
@@ -130,6 +132,7 @@ class Job:
             "joined": self.joined,
             "past": self.past,
             "follows": self.follows,
+            "ends": self.ends,
         }
         (folder / "job.json").write_text(json.dumps(plain))
         arrays = {"cam_from_world": self.cam_from_world, "pinholes": self.pinholes, "start": self.start}
@@ -160,6 +163,7 @@ class Job:
             tuple(plain["joined"]),
             plain["past"],
             plain["follows"],
+            plain["ends"],
         )
 
 

@@ -16,11 +16,13 @@ from lean3r.refine.job import Job
 from lean3r.refine.kept import Kept
 from lean3r.refine.mirrored import mirrored
 from lean3r.refine.nearest import mutual_nearest
+from lean3r.refine.progress import MATCHES, say
 from lean3r.refine.sequence import is_near
 
 LEAST_INLIERS = 15
-ALIKE = 8  # views of most similar appearance that each view is matched with
-ALIKE_IN_PAST = 16  # that each view is matched with which goes on from a past: of many more views, most show its window
+# Views of most similar appearance that each frame of a video is matched with, to find loops. And each of the others: a
+# photo, for which little else tells, or a frame that goes on from a past: of many more views, most show its window.
+ALIKE, MANY_ALIKE = 8, 16
 RELIABLE = ("CALIBRATED", "UNCALIBRATED", "PLANAR", "PLANAR_OR_PANORAMIC", "PANORAMIC")
 
 
@@ -50,12 +52,12 @@ def find(job: Job, folder: Path, database: Path, octave: int, loops: bool = True
     files of photos that are mirrored, see `match`."""
     kept = Kept(job, folder, octave)
     detect(job, folder, database, octave, kept)
-    odd = match(job, database, kept, loops)
+    odd = match(job, folder, database, kept, loops)
     kept.keep(database)
     return odd
 
 
-def match(job: Job, database: Path, kept: Kept, loops: bool = True) -> set[str]:
+def match(job: Job, folder: Path, database: Path, kept: Kept, loops: bool = True) -> set[str]:
     """Match the features of pairs that probably overlap or, for `loops`, look alike, except for matches that are
     kept, and for photos of which one is mirrored. Returns the files of those."""
     ids = image_ids(job, database)
@@ -82,11 +84,12 @@ def match(job: Job, database: Path, kept: Kept, loops: bool = True) -> set[str]:
         in_order = [(a, b) if image_of[a] < image_of[b] else (b, a) for a, b in listed]
         found = pool.map(matched, in_order)
         odd = {file for file, image in image_of.items() if image in turned.result()}
-        for (first, second), (matches, were_kept) in zip(in_order, found, strict=True):
+        for done, ((first, second), (matches, were_kept)) in enumerate(zip(in_order, found, strict=True), 1):
             if not were_kept:
                 kept.add(first, second, matches if len(matches) >= LEAST_INLIERS else matches[:0])
             if len(matches) >= LEAST_INLIERS and (first in odd) == (second in odd):
                 opened.write_matches(image_of[first], image_of[second], matches)
+            say(folder, MATCHES, done, len(in_order))
     return odd
 
 
@@ -173,8 +176,9 @@ def alike(job: Job, database: Path, ids: dict[int, int], near: np.ndarray) -> np
     index = np.array(views)
     likeness[near[np.ix_(index, index)]] = -np.inf
     np.fill_diagonal(likeness, -np.inf)
-    best = np.argsort(-likeness, axis=1)[:, : min(ALIKE_IN_PAST, len(views) - 1)]
-    most = np.where((index >= job.past) & (job.past > 0), ALIKE_IN_PAST, ALIKE)
+    best = np.argsort(-likeness, axis=1)[:, : min(MANY_ALIKE, len(views) - 1)]
+    in_video = np.isin(index, [view for run in job.sequences for view in run])
+    most = np.where(in_video & ((index < job.past) | (job.past == 0)), ALIKE, MANY_ALIKE)
     is_listed = np.isfinite(np.take_along_axis(likeness, best, axis=1)) & (np.arange(best.shape[1]) < most[:, None])
     return np.stack([np.repeat(index, best.shape[1]), index[best].ravel()], axis=1)[is_listed.ravel()]
 

@@ -25,6 +25,7 @@ from lean3r.refine.hanging import firm_views, rescale_hanging
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
 from lean3r.refine.options import KnownCameras, RefineOptions
 from lean3r.refine.prepare import prepare
+from lean3r.refine.progress import Tell, tell_of
 from lean3r.refine.slip import SLIPPED, slipped
 from lean3r.refine.steady import steadied
 from lean3r.refine.unconfirmed import BADLY, fitting_badly, why_unlikely, with_cautions
@@ -46,6 +47,7 @@ MISPLACED = (
 )
 UNCONFIRMED = "nothing in the pictures confirms the known poses: no points could be triangulated with them"
 PATIENCE = 10  # seconds on the clock per second of work, if no limit is stated: a hanging process is ended
+EVERY = 1.0  # seconds between two looks at how far it is
 TIME_UP = "it ran out of time (give it more with --refine-seconds N)"
 UNFINISHED = "the refinement did not end: {}; what was done by then is used"
 
@@ -57,6 +59,7 @@ def run(
     known: KnownCameras,
     masks: Masks | None,
     follow_depth: bool = True,
+    tell: Tell | None = None,
 ) -> Reconstruction:
     """See lean3r.refine.refine."""
     start = time.perf_counter()
@@ -76,9 +79,9 @@ def run(
             pictures.searched()
         limit = report["limit_s"] = options.limit(len(job.views))  # those of the past take their time, too
         if is_stated:
-            ended = work(folder, limit - (time.perf_counter() - start))
+            ended = work(folder, limit - (time.perf_counter() - start), tell=tell)
         else:
-            ended = work(folder, PATIENCE * limit, limit)
+            ended = work(folder, PATIENCE * limit, limit, tell)
         answer = Answer.read(folder)
     if answer is None:
         reason = ended or "too few matches between the pictures, or no parallax"
@@ -192,9 +195,11 @@ def with_report(reconstruction: Reconstruction, report: dict, start: float) -> R
     return replace(reconstruction, info={**reconstruction.info, "refinement": report})
 
 
-def work(folder: Path, seconds: float, processor_seconds: float = math.inf) -> str | None:
-    """Run the refining process for at most so many seconds on the clock, or of processor time. Returns why it did not
-    end by itself, None if it did. Delays on a busy machine do not count as work."""
+def work(
+    folder: Path, seconds: float, processor_seconds: float = math.inf, tell: Tell | None = None
+) -> str | None:
+    """Run the refining process for at most so many seconds on the clock, or of processor time, and `tell` how far it
+    is. Returns why it did not end by itself, None if it did. Delays on a busy machine do not count as work."""
     if getattr(sys, "frozen", False) or not sys.executable:
         return "the refining process cannot be started: this program has no Python interpreter"
     command = python_command("lean3r.refine.worker", str(folder), str(processor_seconds))
@@ -209,7 +214,7 @@ def work(folder: Path, seconds: float, processor_seconds: float = math.inf) -> s
             env=with_threads_of_its_own(),
         )
         try:
-            code = wait(process, seconds)
+            code = wait(process, seconds) if tell is None else _told(process, seconds, folder, tell)
         except subprocess.TimeoutExpired:
             return TIME_UP
         finally:
@@ -221,6 +226,18 @@ def work(folder: Path, seconds: float, processor_seconds: float = math.inf) -> s
         return None if code == 0 else TIME_UP
     last = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
     return f"the refining process failed ({' '.join(last) or f'exit code {code}'})"
+
+
+def _told(process: subprocess.Popen[bytes], seconds: float, folder: Path, tell: Tell) -> int:
+    """As `wait`; and `tell` again and again how far it is."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return wait(process, min(EVERY, max(0.0, end - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= end:
+                raise
+        tell_of(folder, tell)
 
 
 def place(reconstruction: Reconstruction, job: Job, answer: Answer, given: KnownCameras) -> Reconstruction:

@@ -291,7 +291,7 @@ def of_matches(job: Job, folder: Path, database: Path) -> Iterator[Attempt]:
     found: list[Built] = []
     if job.past:  # whoever has a past compares with the model that its frames have without it
         models = [refitted(job, matches, mapper, built) for built in candidates]
-        if not any(is_enough(built.answer, NEARLY * matched) for built in models):
+        if job.ends and not any(is_enough(built.answer, NEARLY * matched) for built in models):
             found = by_methods(job, matches, mapper, here, database)
             models += soundest(found)
         good = [built for built in models if fitting(built.answer) >= ENOUGH * built.answer.report["matches"]]

@@ -106,6 +106,7 @@ class Film:
             tuple(shown.picture for shown in before),
             np.stack([sim3.move_poses(into @ placements[shown.window], shown.pose) for shown in before]),
             {result.keyframe.name: result.pose for result in carried if result.is_certain and result.is_registered},
+            is_last,
         )
 
     def settled(

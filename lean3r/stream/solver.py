@@ -89,10 +89,10 @@ class Solver:
         these numbers are those by which it will be `joined` to the windows before.
 
         With a `past`, the window is reconstructed by itself and by going on from that, of which the one counts that
-        trusts more cameras, unless the other goes on and contradicts it; the second way is not tried if all are trusted
-        that no later window knows better. The last window of a film goes on first. Keyframes that this way lacks lie
-        where another one has them, of the window by itself and points that are followed from frame to frame if
-        possible; they stay in doubt.
+        trusts more cameras, without those of which the way that goes on says otherwise; the second way is not tried if
+        all are trusted that no later window knows better. The last window of a film goes on first. Keyframes that this
+        way lacks lie where another one has them, of the window by itself and points that are followed from frame to
+        frame if possible; they stay in doubt.
         """
         self._ahead.end()
         ways = [None] if past is None else [past, None] if is_last else [None, past]
@@ -103,14 +103,19 @@ class Solver:
                 pictures.past = ways.pop(0)
                 pictures.follows = pictures.past is not None  # alone, how large a window is may hang on such points
                 found.append(self._run(pictures))
-            found.sort(key=lambda run: trusted(run[0], joined), reverse=True)
-            if len(found) > 1 and contradicts(found[1][0], found[0][0], joined):
-                found.reverse()
-            (scene, is_calibrated), *others = found
+            gone_on = next((scene for scene, _ in found if goes_on(scene)), None)
+            doubts = [contradicted(scene, gone_on, joined) for scene, _ in found]
+            sure = [trusted(scene, joined) - len(views) for (scene, _), views in zip(found, doubts, strict=True)]
+            best = int(np.argmax(sure))
+            (scene, is_calibrated), doubted = found.pop(best), doubts[best]
+            others = found
             if is_calibrated and self.settings.intrinsics is None and zooms(scene):
                 self.cameras.clear()  # those of the windows before are not true any more
                 (scene, is_calibrated), others = self._run(self._pictures(keyframes, joined=joined)), []
+                doubted = []
             results = results_of(scene, keyframes)
+            for view in doubted:
+                results[view].is_certain = False
             if others and not all(result.is_registered for result in results):
                 pictures.past, pictures.follows = None, True
                 others.insert(0, self._run(pictures))
@@ -256,15 +261,20 @@ def trusted(scene: Reconstruction, joined: Sequence[int]) -> int:
     return scene.info.get("refinement", {}).get("trusted", 0)
 
 
-def contradicts(scene: Reconstruction, other: Reconstruction, joined: Sequence[int]) -> bool:
-    """Whether a window that goes on from the past has cameras elsewhere that are trusted when it is by itself, with at
-    least half as many trusted of its own. The past ties it to more frames: alone, its scale may change on the way, and
-    all its matches fit (40 cm off, in a walk of large steps)."""
-    report = scene.info.get("refinement", {})
-    if "past" not in report or trusted(scene, joined) < max(1, trusted(other, joined) / 2):
-        return False
-    is_registered = np.array([view["part"] != -1 for view in report["views"]])
-    return bool(differing(other.cam_from_world, other.is_certain, scene.cam_from_world, is_registered))
+def goes_on(scene: Reconstruction) -> bool:
+    """Whether a window is a model that goes on from the past."""
+    return "past" in scene.info.get("refinement", {})
+
+
+def contradicted(scene: Reconstruction, gone_on: Reconstruction | None, joined: Sequence[int]) -> list[int]:
+    """The trusted cameras of a window by itself that going on from the past has elsewhere, or doubts although it
+    registers them; none if that trusts less than half as many. The past ties a window to more frames: by itself, its
+    scale may change on the way, and all its matches fit (40 cm off, in a walk of large steps)."""
+    if gone_on is None or scene is gone_on or trusted(gone_on, joined) < max(1, trusted(scene, joined) / 2):
+        return []
+    is_registered = np.array([view["part"] != -1 for view in gone_on.info["refinement"]["views"]])
+    elsewhere = differing(scene.cam_from_world, scene.is_certain, gone_on.cam_from_world, is_registered)
+    return np.union1d(np.flatnonzero(scene.is_certain & is_registered & ~gone_on.is_certain), elsewhere).tolist()
 
 
 def complete(results: Sequence[Result], others: Sequence[Result]) -> None:

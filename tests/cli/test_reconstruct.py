@@ -302,6 +302,18 @@ def test_a_terminal_sees_bars_and_both_see_the_final_line() -> None:
     assert "\x1b" in streams[0].getvalue() and streams[1].getvalue().count("\n") == 1
 
 
+def test_a_step_of_a_stage_shows_its_own_name() -> None:
+    for stream in (Terminal(), io.StringIO()):
+        console = Console(stream=stream)
+        with console.stage("refinement"):
+            console.advanced("matches", 20, 90)
+            if console._bar is not None:
+                task = console._bar.tasks[0]
+                assert (task.description, task.completed, task.total) == ("matches", 20, 90)
+            console.advanced("refinement", 0, 0)
+        assert stream.getvalue().rstrip().splitlines()[-1].split() == ["refinement", "0.0", "s"]
+
+
 def test_many_files_with_one_reason_make_one_line() -> None:
     skipped = [(f"{i}.jpg", "left out") for i in range(100)] + [("a.jpg", "empty")]
     assert group_skips(skipped) == ["0.jpg and 99 more: left out", "a.jpg: empty"]

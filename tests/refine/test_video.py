@@ -249,7 +249,7 @@ def test_what_stands_still_or_runs_through_pictures_that_move_is_no_part_of_the_
         picture.save(tmp_path / PICTURES / str(view.file))
     database, store = tmp_path / "database.db", Kept(job, tmp_path, features.FINE)
     features.detect(job, tmp_path, database, features.FINE, store)
-    matching.match(job, database, store)
+    matching.match(job, tmp_path, database, store)
 
     view_of = {image: view for view, image in matching.image_ids(job, database).items()}
 
@@ -306,7 +306,7 @@ def test_a_model_from_another_process_is_that_of_this_one(tmp_path: Path, monkey
     job = window(0, 8, tmp_path)
     database, store = tmp_path / "database.db", Kept(job, tmp_path, features.FINE)
     features.detect(job, tmp_path, database, features.FINE, store)
-    matching.match(job, database, store)
+    matching.match(job, tmp_path, database, store)
     matching.verify_again(job, database)
     mapper = adjust.Mapper(job, database)
     with aside.incremental_aside(job, tmp_path, database) as second:
