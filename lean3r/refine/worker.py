@@ -23,6 +23,22 @@ from lean3r.processes import end_with_input
 from lean3r.refine import adjust, features, focal, matching
 from lean3r.refine.aside import incremental_aside
 from lean3r.refine.built import Built
+from lean3r.refine.compare import (
+    ENOUGH,
+    WELL,
+    fitness,
+    fitting,
+    is_as_good,
+    is_better_alone,
+    is_enough,
+    is_promising,
+    is_sharper,
+    is_strong,
+    is_tighter,
+    share,
+    value,
+)
+from lean3r.refine.fisheye import FISHEYE, as_fisheye
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
 from lean3r.refine.moving import keep_only, moving
 from lean3r.refine.overlay import drop_overlays
@@ -32,13 +48,7 @@ from lean3r.refine.stretched import is_oblong, with_oblong_pixels
 from lean3r.refine.tempered import adjusted_last
 from lean3r.refine.tracks import add_tracks
 
-ENOUGH = 0.8  # if a model fits this share of the verified matches, no other method is tried
 CALIBRATING = 4  # registered views that determine a camera reliably
-WELL, GAIN = 0.9, 0.05  # share of matches that truly shared cameras fit; gain that separate cameras must bring
-# Ratio of fitting matches: wrong shared cameras verify a tenth fewer, true ones as many. Before facades these do, too:
-# there, cameras of their own take in wrong matches, and a smaller share of all fits (0.90 for 0.94, 0.75 for 0.82).
-MORE = 1.08
-SHARPER = 0.8  # or ratio of their errors; 0.3 to 0.6 where half of the photos are zoomed, if EXIF hides it
 MANY = 6  # views that determine a camera each
 MOST = 2 / 3  # of them, where they fit a focal length that cannot be true
 LONG = 128  # frames of a video up to which all methods are used: the seconds of one grow faster than their number
@@ -62,8 +72,6 @@ STRETCHED = (
     "another one down"
 )
 ZOOMS = "the frames fit clearly better with a focal length each, as if the lens zoomed, but no such model was found"
-ALMOST = 0.98  # of the matches that a model fits, that another one must fit
-STRONG = 150  # measurements of the weaker views of a model above which finer features are not needed
 
 
 class Attempt(NamedTuple):
@@ -103,6 +111,11 @@ def solve(job: Job, folder: Path) -> None:
     if best is None:
         return
     can_tell = best.answer.has.sum() >= CALIBRATING
+    if can_tell and (wide := as_fisheye(job, best.answer)) is not None:
+        found = [each for each in attempts(wide, folder, octave, "fisheye") if is_sharper(each.answer, best.answer)]
+        if found:
+            job, best = wide, max(found, key=lambda each: value(each.answer)).with_note("fisheye", FISHEYE)
+            best.answer.write(folder)
     if job.sequences:
         if can_tell and not stretched(job, folder, octave, best.answer):
             zoomed(job, folder, octave, best.answer)
@@ -194,44 +207,6 @@ def varying_focals(job: Job, answer: Answer) -> np.ndarray | None:
         return None
     views, found = np.arange(len(job.views)), np.isfinite(own.focals_px)
     return np.interp(views, views[found], own.focals_px[found])
-
-
-def is_as_good(answer: Answer, shared: Answer, trusted: float = NEARLY) -> bool:
-    """Whether a model fits as many matches as another, or nearly so, and trusts such a part of its views."""
-    fits = fitting(answer) >= ALMOST * fitting(shared)
-    return fits and answer.trusted.sum() >= trusted * shared.trusted.sum()
-
-
-def is_better_alone(alone: Answer, shared: Answer, are_apart: bool, trusted: float = 1.0) -> bool:
-    """Whether a camera for every view fits so much better than shared ones that these cannot be true, and such a part
-    of their views is trusted."""
-    fits_more = fitting(alone) > MORE * fitting(shared) and share(alone) >= ALMOST * share(shared)
-    if are_apart and (fits_more or is_sharper(alone, shared) or not shared.trusted.any()):
-        return alone.trusted.sum() >= max(trusted * shared.trusted.sum(), 1)
-    return value(alone)[:2] >= value(shared)[:2] and share(alone) > max(WELL, share(shared) + GAIN)
-
-
-def is_sharper(alone: Answer, shared: Answer) -> bool:
-    """Whether a model fits nearly as many matches as another, and those clearly better. Verified with stated focal
-    lengths, matches are as many for both."""
-    errors = [answer.report["after"]["error_px"] for answer in (alone, shared)]
-    return fitting(alone) >= ALMOST * fitting(shared) and errors[0] < SHARPER * errors[1]
-
-
-def is_tighter(answer: Answer, other: Answer) -> bool:
-    """Whether matches fit a model better than another: as many with a smaller error, or more."""
-    return answer.report["after"]["score"] > other.report["after"]["score"]
-
-
-def value(answer: Answer) -> tuple[int, int, int]:
-    """Key to compare answers: trusted views, then registered ones, then measurements."""
-    return int(answer.trusted.sum()), int(answer.has.sum()), len(answer.point)
-
-
-def is_strong(answer: Answer) -> bool:
-    """Whether all views are registered and trusted, and nearly all see many points."""
-    seen = np.bincount(answer.view, minlength=len(answer.has))
-    return bool(answer.trusted.all()) and float(np.quantile(seen, 0.1)) >= STRONG
 
 
 def attempts(job: Job, folder: Path, octave: int, name: str = "shared") -> Iterator[Attempt]:
@@ -354,31 +329,6 @@ def recalibrate(job: Job, folder: Path, database: Path, answer: Answer) -> Built
     if built is None or not is_promising(built.answer, answer):
         return None
     return settle(job, matches, mapper, [built])[0]
-
-
-def is_promising(again: Answer, answer: Answer) -> bool:
-    """Whether it is worth to settle another model of the frames: it trusts more of them, or fits many more matches."""
-    return again.trusted.sum() > answer.trusted.sum() or fitting(again) > (1 + GAIN) * fitting(answer)
-
-
-def fitness(job: Job, answer: Answer) -> tuple[int, float]:
-    """Key to compare models of the same matches: trusted views of a video, then how well matches fit."""
-    return int(answer.trusted.sum()) if job.sequences else 0, answer.report["after"]["score"]
-
-
-def fitting(answer: Answer) -> int:
-    """The number of matches that an answer fits."""
-    return answer.report["after"]["inliers"]
-
-
-def share(answer: Answer) -> float:
-    """The share of the verified matches that an answer fits."""
-    return fitting(answer) / max(answer.report["matches"], 1)
-
-
-def is_enough(answer: Answer, matched: float) -> bool:
-    """Whether a model explains the matches."""
-    return answer.has.sum() >= matched and fitting(answer) >= ENOUGH * answer.report["matches"]
 
 
 def _end_in_time(processor_seconds: float) -> None:

@@ -49,9 +49,15 @@ def arc(views: int, step: float = 0.7) -> np.ndarray:
     return np.stack([look((-5 * x, 4.0 + x, 1.5 * x), (x, 0.15 * x**2 - 0.3, 0.1 * x)) for x in at])
 
 
-def photograph(pose: np.ndarray, seed: int = 0, focal: float = FOCAL) -> tuple[np.ndarray, np.ndarray]:
-    """(picture [H, W] uint8, z-depth [H, W]) of the corner as a camera sees it."""
+def photograph(
+    pose: np.ndarray, seed: int = 0, focal: float = FOCAL, is_fisheye: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """(picture [H, W] uint8, z-depth [H, W]) of the corner as a camera sees it; an equidistant one if it is a
+    fisheye."""
     x, y = np.meshgrid((np.arange(WIDTH) + 0.5 - WIDTH / 2) / focal, (np.arange(HEIGHT) + 0.5 - HEIGHT / 2) / focal)
+    if is_fisheye:
+        angle = np.hypot(x, y)
+        x, y = (each * np.tan(angle) / angle for each in (x, y))
     rays = np.stack([x, y, np.ones_like(x)], -1) @ pose[:3, :3]
     centre = -pose[:3, :3].T @ pose[:3, 3]
     depth, value = np.full(x.shape, np.inf), np.zeros(x.shape)
