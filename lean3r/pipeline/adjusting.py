@@ -21,7 +21,7 @@ from lean3r.models.base import Backbone
 from lean3r.pipeline.enlarging import carried
 from lean3r.pipeline.network_scene import scene_of
 from lean3r.pipeline.predict import predict, running
-from lean3r.pipeline.refining import INTERRUPTED
+from lean3r.refine.options import INTERRUPTED
 from lean3r.types import Reconstruction, Views
 
 FINER = 1.27  # times the side of nano's pictures: AUC@30 of the photo scenes 44; 40 to 43 with 1.14 to 1.6, 39 without

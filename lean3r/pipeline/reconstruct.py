@@ -70,7 +70,7 @@ def reconstruct(
     `memory` ("8GB", bytes or a Budget) limits the peak memory of the process on a CPU, of torch on a GPU, by the
     mildest change that suffices, which is reported (pipeline/budget.py); options given by name and ready Views do not
     change. `refine` ("auto", "on", "off", or RefineOptions) adjusts the cameras by matches and bundle adjustment and
-    keeps the better ones; Ctrl-C during refinement keeps the network's. `dense` ("network", "stereo", "auto",
+    keeps the better ones; Ctrl-C during refinement keeps what it has by then. `dense` ("network", "stereo", "auto",
     "off", or StereoOptions) says where depth comes from. `points` selects the points of the cloud (PointOptions).
     With a `group` of processes this runs on its process 0, and the others run the network on a share of the views,
     by `take_share` (docs/how-to/many-cards.md).

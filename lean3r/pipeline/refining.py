@@ -10,10 +10,10 @@ from lean3r.inputs.pictures import Pictures
 from lean3r.models.base import Backbone
 from lean3r.pipeline.observer import Observer
 from lean3r.refine import KnownCameras, RefineOptions, refine
+from lean3r.refine.options import INTERRUPTED
 from lean3r.types import Reconstruction, with_warning
 
 EMBEDDED = "nano"  # prefix of the models that are refined by default
-INTERRUPTED = "interrupted"
 NOT_REFINED = "not refined: {}; the cameras are {}, and nothing confirms them"
 
 
@@ -44,7 +44,7 @@ def refine_scene(
 ) -> Reconstruction:
     """Refine a scene; if that fails, return it unchanged, with a warning that states the reason.
 
-    Ctrl-C ends only the refinement and keeps the network's result.
+    Ctrl-C ends only the refinement, and keeps the best that it has found by then, or else the network's result.
     """
     try:
         with observer.stage("refinement"):

@@ -28,10 +28,11 @@ def refine(
     """A reconstruction with bundle-adjusted cameras, triangulated points and depth that fits them, if these are better.
 
     `pictures` are the originals (None: what the network saw); what their `masks` leave out (None: their own) gives no
-    features. The frame, the scale and the cloud stay. Depth follows the cameras only if `follow_depth`. `tell` is called
-    about once a second with the name of a step, how many of its parts are done, and how many there are. The result is
-    the reconstruction as it was where nothing better was found within the time. `info["refinement"]` says which
-    ("status": refined, fallback, kept; "reason"), and the reprojection error of verified matches before and after.
+    features. The frame, the scale and the cloud stay. Depth follows the cameras only if `follow_depth`. `tell` is
+    called about once a second with the name of a step, how many of its parts are done, and how many there are. The
+    result is the reconstruction as it was where nothing better was found within the time. `info["refinement"]` says
+    which ("status": refined, fallback, kept; "reason"), and the reprojection error of verified matches before and
+    after.
     """
     from lean3r.refine.run import run
 

@@ -177,10 +177,16 @@ def alike(job: Job, database: Path, ids: dict[int, int], near: np.ndarray) -> np
     likeness[near[np.ix_(index, index)]] = -np.inf
     np.fill_diagonal(likeness, -np.inf)
     best = np.argsort(-likeness, axis=1)[:, : min(MANY_ALIKE, len(views) - 1)]
-    in_video = np.isin(index, [view for run in job.sequences for view in run])
-    most = np.where(in_video & ((index < job.past) | (job.past == 0)), ALIKE, MANY_ALIKE)
-    is_listed = np.isfinite(np.take_along_axis(likeness, best, axis=1)) & (np.arange(best.shape[1]) < most[:, None])
+    is_among = np.arange(best.shape[1]) < most_alike(job, index)[:, None]
+    is_listed = np.isfinite(np.take_along_axis(likeness, best, axis=1)) & is_among
     return np.stack([np.repeat(index, best.shape[1]), index[best].ravel()], axis=1)[is_listed.ravel()]
+
+
+def most_alike(job: Job, views: np.ndarray) -> np.ndarray:
+    """How many of the views that look alike each of these views [N] is matched with."""
+    in_video = np.isin(views, [view for run in job.sequences for view in run])
+    goes_on = (views >= job.past) & (job.past > 0)
+    return np.where(in_video & ~goes_on, ALIKE, MANY_ALIKE)
 
 
 def image_ids(job: Job, database: Path) -> dict[int, int]:

@@ -21,8 +21,9 @@ Refine = Literal["auto", "on", "off"]
 ShareLens = Literal["auto", "always", "never"]
 LensName = Literal["auto", "simple-pinhole", "pinhole", "simple-radial", "radial", "opencv"]
 
-SECONDS, SECONDS_A_VIEW = 60.0, 6.0  # of one processor: the limit where none is given
+SECONDS, SECONDS_A_VIEW = 60.0, 12.0  # of one processor: the limit where none is given
 LEAST_SIDE = 64
+INTERRUPTED = "interrupted"  # the "reason" in the report of a refinement that Ctrl-C has ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class RefineOptions:
     """Whether and how to refine.
 
     `when` is on, off, or auto: the embedded model, on picture files. `seconds` bounds the time (None: 60 seconds of one
-    processor and 6 more a view, so that the result does not depend on the load of the machine). `lens` is the
+    processor and 12 more a view, so that the result does not depend on the load of the machine). `lens` is the
     camera model: "auto" is "simple-radial" (one focal length, one distortion), or for photos "simple-pinhole" where
     they do not show that the lens distorts. `share_lens`: "auto" shares one camera among pictures of equal size and
     EXIF focal length, "always" among those of equal size, "never" not at all.
@@ -44,7 +45,7 @@ class RefineOptions:
     )
     seconds: float | None = option(
         None,
-        "Refine for at most N seconds (default: 60 seconds of processor time, plus 6 for each picture).",
+        "Refine for at most N seconds (default: 60 seconds of processor time, plus 12 for each picture).",
         "N",
         name="refine_seconds",
     )

@@ -23,7 +23,7 @@ from lean3r.refine.depth import follow
 from lean3r.refine.focal_error import focal_error
 from lean3r.refine.hanging import firm_views, rescale_hanging
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
-from lean3r.refine.options import KnownCameras, RefineOptions
+from lean3r.refine.options import INTERRUPTED, KnownCameras, RefineOptions
 from lean3r.refine.prepare import prepare
 from lean3r.refine.progress import Tell, tell_of
 from lean3r.refine.slip import SLIPPED, slipped
@@ -78,10 +78,13 @@ def run(
         if pictures is not None:
             pictures.searched()
         limit = report["limit_s"] = options.limit(len(job.views))  # those of the past take their time, too
-        if is_stated:
-            ended = work(folder, limit - (time.perf_counter() - start), tell=tell)
-        else:
-            ended = work(folder, PATIENCE * limit, limit, tell)
+        try:
+            if is_stated:
+                ended = work(folder, limit - (time.perf_counter() - start), tell=tell)
+            else:
+                ended = work(folder, PATIENCE * limit, limit, tell)
+        except KeyboardInterrupt:  # whoever has waited for minutes gets the best that was found by then
+            ended = report["reason"] = INTERRUPTED
         answer = Answer.read(folder)
     if answer is None:
         reason = ended or "too few matches between the pictures, or no parallax"
@@ -195,9 +198,7 @@ def with_report(reconstruction: Reconstruction, report: dict, start: float) -> R
     return replace(reconstruction, info={**reconstruction.info, "refinement": report})
 
 
-def work(
-    folder: Path, seconds: float, processor_seconds: float = math.inf, tell: Tell | None = None
-) -> str | None:
+def work(folder: Path, seconds: float, processor_seconds: float = math.inf, tell: Tell | None = None) -> str | None:
     """Run the refining process for at most so many seconds on the clock, or of processor time, and `tell` how far it
     is. Returns why it did not end by itself, None if it did. Delays on a busy machine do not count as work."""
     if getattr(sys, "frozen", False) or not sys.executable:

@@ -285,6 +285,7 @@ def warnings_of(
             ("not-refined", is_unrefined),
             ("zoom", window.get("zooms", False) and not is_unrefined),
             ("stretched", window.get("stretched")),
+            ("fisheye", window.get("fisheye")),
             ("views-disagree", window.get("disagrees")),
             ("not-joined", window.get("join", {}).get("bad")),
         ):
@@ -306,6 +307,8 @@ def warnings_of(
         "zoom": f"the lens zooms in {count['zoom']} {of}: frames there have focal lengths of their own",
         "stretched": f"in {count['stretched']} {of} the pixels of the film are not square, though it does not say so: "
         "cameras have a focal length across and another one down",
+        "fisheye": "the lens is a fisheye: cameras have COLMAP's FOV model. Programs that know pinholes only need "
+        "undistorted pictures",
         "views-disagree": f"in {count['views-disagree']} {of} the depths of views that see the same place contradict "
         "each other: their cameras may be far off",
         "not-joined": f"{count['not-joined']} {of} do not fit those before: what is in them may be elsewhere",

@@ -161,6 +161,11 @@ def test_the_warning_of_windows_that_are_not_refined_says_why() -> None:
     assert not warnings_of(windows[:1], {"frames": 30, "uncertain": 0}, [], [], set())
 
 
+def test_a_stream_of_a_fisheye_lens_says_so() -> None:
+    (told,) = warnings_of([{"first": 0, "last": 9, "fisheye": True}], {"frames": 9, "uncertain": 0}, [], [], set())
+    assert told["code"] == "fisheye" and "FOV" in told["text"]
+
+
 def test_a_stream_that_rests_says_that_its_depth_is_a_guess(tmp_path: Path) -> None:
     image = frame(0.3)
     run([(i / 10, image) for i in range(30)], tmp_path)

@@ -54,7 +54,7 @@ README = Page(
         "Python 3.11+": "a version",
         "2.2 M parameters": "a count, which `lean3r models` prints",
         "One run on 2 CPU cores": "hardware",
-        "60 CPU seconds plus 6 per photo": "a default of --refine-seconds",
+        "60 CPU seconds plus 12 per photo": "a default of --refine-seconds",
         "20-second video": "a length",
     },
 )
