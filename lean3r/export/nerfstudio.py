@@ -27,6 +27,7 @@ PARAMETERS = {
     "FULL_OPENCV": ((0, 1, 2, 3), {"k1": 4, "k2": 5, "p1": 6, "p2": 7, "k3": 8}),  # without the denominator
     "OPENCV_FISHEYE": ((0, 1, 2, 3), {"k1": 4, "k2": 5, "k3": 6, "k4": 7}),
 }
+FISHEYE, ANGLES = "FOV", 100  # a lens that nerfstudio does not have; angles at which another one follows it
 UNBENT = dict.fromkeys(("k1", "k2", "p1", "p2"), 0.0)
 
 
@@ -70,9 +71,10 @@ def check(options: ExportOptions, sources: Sequence[Source], lenses: Sequence[Le
         return
     models = set()
     for lens in filter(None, lenses):
-        if lens.model not in PARAMETERS or (lens.model == "FULL_OPENCV" and any(lens.params[9:])):
+        if lens.model not in (*PARAMETERS, FISHEYE) or (lens.model == "FULL_OPENCV" and any(lens.params[9:])):
+            known = ", ".join([*PARAMETERS, FISHEYE])
             raise UsageError(
-                f"nerfstudio has no lens model {lens.model}; expected {', '.join(PARAMETERS)}, k4 to k6 zero. "
+                f"nerfstudio has no lens model {lens.model}; expected {known}, k4 to k6 zero. "
                 "Write undistorted pictures instead: --undistort (undistort=True)."
             )
         models.add(_model(lens))
@@ -84,12 +86,29 @@ def check(options: ExportOptions, sources: Sequence[Source], lenses: Sequence[Le
 
 
 def _model(lens: Lens) -> str:
-    return "OPENCV_FISHEYE" if lens.model == "OPENCV_FISHEYE" else "OPENCV"
+    return "OPENCV_FISHEYE" if lens.model in ("OPENCV_FISHEYE", FISHEYE) else "OPENCV"
 
 
 def _fields(camera: Camera) -> dict[str, str | float]:
     """The fields of a camera in transforms.json."""
-    places, distortion = PARAMETERS[camera.lens.model]
-    fields: dict[str, str | float] = {"camera_model": _model(camera.lens), "w": camera.width, "h": camera.height}
-    fields |= {key: camera.lens.params[at] for key, at in zip(("fl_x", "fl_y", "cx", "cy"), places, strict=True)}
-    return fields | {key: camera.lens.params[at] for key, at in distortion.items()}
+    lens = camera.lens
+    fields: dict[str, str | float] = {"camera_model": _model(lens), "w": camera.width, "h": camera.height}
+    lens = of_angles(lens, camera.width, camera.height) if lens.model == FISHEYE else lens
+    places, distortion = PARAMETERS[lens.model]
+    fields |= {key: lens.params[at] for key, at in zip(("fl_x", "fl_y", "cx", "cy"), places, strict=True)}
+    return fields | {key: lens.params[at] for key, at in distortion.items()}
+
+
+def of_angles(lens: Lens, width: int, height: int) -> Lens:
+    """A FOV lens for pictures of width x height pixels as an OPENCV_FISHEYE one: the polynomial of the angle that
+    follows it as far as the corners."""
+    fx, fy, cx, cy, omega = lens.params
+    widening = 2 * np.tan(omega / 2)
+    corner = np.hypot(max(cx, width - cx) / fx, max(cy, height - cy) / fy)
+    away = np.linspace(0, min(corner, 0.49 * np.pi / omega), ANGLES + 1)[1:]  # from the middle, in focal lengths
+    angle = np.arctan(np.tan(omega * away) / widening)
+    scale = widening / omega
+    bend = away / scale / angle - 1
+    powers = angle[:, None] ** [2, 4, 6, 8]
+    terms = np.linalg.lstsq(powers, bend, rcond=None)[0]
+    return Lens("OPENCV_FISHEYE", (fx * scale, fy * scale, cx, cy, *map(float, terms)))

@@ -58,11 +58,11 @@ def is_better_alone(alone: Answer, shared: Answer, are_apart: bool, trusted: flo
     return value(alone)[:2] >= value(shared)[:2] and share(alone) > max(WELL, share(shared) + GAIN)
 
 
-def is_sharper(alone: Answer, shared: Answer) -> bool:
-    """Whether a model fits nearly as many matches as another, and those clearly better. Verified with stated focal
-    lengths, matches are as many for both."""
-    errors = [answer.report["after"]["error_px"] for answer in (alone, shared)]
-    return fitting(alone) >= ALMOST * fitting(shared) and errors[0] < SHARPER * errors[1]
+def is_sharper(answer: Answer, other: Answer, ratio: float = SHARPER) -> bool:
+    """Whether a model fits nearly as many matches as another, and with less than such a part of its error. Verified
+    with stated focal lengths, matches are as many for both."""
+    errors = [each.report["after"]["error_px"] for each in (answer, other)]
+    return fitting(answer) >= ALMOST * fitting(other) and errors[0] < ratio * errors[1]
 
 
 def is_tighter(answer: Answer, other: Answer) -> bool:

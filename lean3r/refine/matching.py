@@ -20,9 +20,8 @@ from lean3r.refine.progress import MATCHES, say
 from lean3r.refine.sequence import is_near
 
 LEAST_INLIERS = 15
-# Views of most similar appearance that each frame of a video is matched with, to find loops. And each of the others: a
-# photo, for which little else tells, or a frame that goes on from a past: of many more views, most show its window.
-ALIKE, MANY_ALIKE = 8, 16
+ALIKE = 8  # views of most similar appearance that each view is matched with; 16 folded a place of repeated textures
+ALIKE_IN_PAST = 16  # that each view is matched with which goes on from a past: of many more views, most show its window
 RELIABLE = ("CALIBRATED", "UNCALIBRATED", "PLANAR", "PLANAR_OR_PANORAMIC", "PANORAMIC")
 
 
@@ -176,17 +175,10 @@ def alike(job: Job, database: Path, ids: dict[int, int], near: np.ndarray) -> np
     index = np.array(views)
     likeness[near[np.ix_(index, index)]] = -np.inf
     np.fill_diagonal(likeness, -np.inf)
-    best = np.argsort(-likeness, axis=1)[:, : min(MANY_ALIKE, len(views) - 1)]
-    is_among = np.arange(best.shape[1]) < most_alike(job, index)[:, None]
-    is_listed = np.isfinite(np.take_along_axis(likeness, best, axis=1)) & is_among
+    best = np.argsort(-likeness, axis=1)[:, : min(ALIKE_IN_PAST, len(views) - 1)]
+    most = np.where((index >= job.past) & (job.past > 0), ALIKE_IN_PAST, ALIKE)
+    is_listed = np.isfinite(np.take_along_axis(likeness, best, axis=1)) & (np.arange(best.shape[1]) < most[:, None])
     return np.stack([np.repeat(index, best.shape[1]), index[best].ravel()], axis=1)[is_listed.ravel()]
-
-
-def most_alike(job: Job, views: np.ndarray) -> np.ndarray:
-    """How many of the views that look alike each of these views [N] is matched with."""
-    in_video = np.isin(views, [view for run in job.sequences for view in run])
-    goes_on = (views >= job.past) & (job.past > 0)
-    return np.where(in_video & ~goes_on, ALIKE, MANY_ALIKE)
 
 
 def image_ids(job: Job, database: Path) -> dict[int, int]:

@@ -10,16 +10,13 @@ from lean3r.types import Reconstruction
 ALL_PAIRS = 30  # up to so many views, every pair is matched: cheaper than a wrong choice
 GRID = 12  # points along each side of a view for measuring overlap
 NEIGHBOURS, NEXT = 12, 2  # views of the largest overlap, and views before and behind in the order of input
-# The same where appearance chooses, too: of nano's 12, in a rendered place of 150 photos, a third were right, and of
-# those that look alike nearly all (matching.py).
-FEW_NEIGHBOURS = 4
 LEAST_OVERLAP = 0.1
 
 
-def likely_pairs(reconstruction: Reconstruction, neighbours: int = NEIGHBOURS) -> np.ndarray | None:
+def likely_pairs(reconstruction: Reconstruction) -> np.ndarray | None:
     """Pairs [P, 2] of views to match; None for all pairs, if there are few views.
 
-    Frames of one video go by their order in it, others by their predicted overlap, with so many `neighbours`.
+    Frames of one video go by their order in it, others by their predicted overlap.
     """
     views = len(reconstruction.sources)
     if views <= ALL_PAIRS:
@@ -30,7 +27,7 @@ def likely_pairs(reconstruction: Reconstruction, neighbours: int = NEIGHBOURS) -
     share = overlap(reconstruction)
     share = np.maximum(share, share.T)
     np.fill_diagonal(share, 0)
-    best = np.argsort(-share, axis=1)[:, :neighbours]
+    best = np.argsort(-share, axis=1)[:, :NEIGHBOURS]
     chosen = np.zeros((views, views), bool)
     rows = np.arange(views)[:, None]
     chosen[rows, best] = share[rows, best] > LEAST_OVERLAP

@@ -15,7 +15,7 @@ from lean3r.inputs.past import Past
 from lean3r.inputs.pictures import Pictures
 from lean3r.refine.job import MASKS, PICTURES, Group, Job, View
 from lean3r.refine.options import KnownCameras, RefineOptions
-from lean3r.refine.pairs import FEW_NEIGHBOURS, NEIGHBOURS, likely_pairs
+from lean3r.refine.pairs import likely_pairs
 from lean3r.refine.pictures import scale_of, size_of, write_masks, write_pictures
 from lean3r.refine.sequence import pairs_along, sequences
 from lean3r.refine.world import are_apart
@@ -66,7 +66,7 @@ def prepare(
         pinholes,
         start,
         held,
-        likely_pairs(reconstruction, NEIGHBOURS if held.any() else FEW_NEIGHBOURS),
+        likely_pairs(reconstruction),
         options.features,
         THREADS,
         tuple(map(tuple, runs)),

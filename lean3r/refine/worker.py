@@ -20,7 +20,7 @@ import numpy as np
 
 from lean3r.colmap_library import pycolmap
 from lean3r.processes import end_with_input
-from lean3r.refine import adjust, features, focal, matching
+from lean3r.refine import adjust, features, fisheye, focal, matching
 from lean3r.refine.aside import incremental_aside
 from lean3r.refine.built import Built
 from lean3r.refine.compare import (
@@ -38,7 +38,6 @@ from lean3r.refine.compare import (
     share,
     value,
 )
-from lean3r.refine.fisheye import FISHEYE, as_fisheye
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
 from lean3r.refine.moving import keep_only, moving
 from lean3r.refine.overlay import drop_overlays
@@ -111,10 +110,12 @@ def solve(job: Job, folder: Path) -> None:
     if best is None:
         return
     can_tell = best.answer.has.sum() >= CALIBRATING
-    if can_tell and (wide := as_fisheye(job, best.answer)) is not None:
-        found = [each for each in attempts(wide, folder, octave, "fisheye") if is_sharper(each.answer, best.answer)]
+    if can_tell and (wide := fisheye.as_fisheye(job, best.answer)) is not None:
+        models = attempts(wide, folder, octave, "fisheye")
+        models = (each for each in models if is_as_good(each.answer, best.answer))
+        found = [each for each in models if is_sharper(each.answer, best.answer, fisheye.SHARPER)]
         if found:
-            job, best = wide, max(found, key=lambda each: value(each.answer)).with_note("fisheye", FISHEYE)
+            job, best = wide, max(found, key=lambda each: value(each.answer)).with_note("fisheye", fisheye.FISHEYE)
             best.answer.write(folder)
     if job.sequences:
         if can_tell and not stretched(job, folder, octave, best.answer):

@@ -30,6 +30,7 @@ LENSES = {
     "RADIAL": (260.0, 161.0, 118.0, -0.11, 0.02),
     "OPENCV": (260.0, 262.0, 161.0, 118.0, -0.11, 0.02, 0.002, -0.001),
     "OPENCV_FISHEYE": (260.0, 262.0, 161.0, 118.0, -0.05, 0.01, 0.002, -0.001),
+    "FOV": (230.0, 231.0, 161.0, 118.0, 0.9),
 }
 
 
@@ -284,7 +285,7 @@ def as_nerfstudio_reads(folder: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("model", ["SIMPLE_RADIAL", "RADIAL", "OPENCV"])
+@pytest.mark.parametrize("model", ["SIMPLE_RADIAL", "RADIAL", "OPENCV", "FOV"])
 def test_nerfstudio_sees_points_where_they_were_measured(tmp_path, model, shared):
     scene = refined(model, shared=shared)
     options = ExportOptions(pictures=photos(scene, tmp_path / "photos"))
@@ -297,6 +298,10 @@ def test_nerfstudio_sees_points_where_they_were_measured(tmp_path, model, shared
         x, y = local[:, 0] / -local[:, 2], local[:, 1] / local[:, 2]  # y up, z backward
         r2 = x * x + y * y
         bend = 1 + frame["k1"] * r2 + frame["k2"] * r2**2
+        if model == "FOV":  # of the angle, there
+            angle = np.arctan(np.sqrt(r2))
+            powers = [frame[f"k{i}"] * angle ** (2 * i) for i in range(1, 5)]
+            bend = angle / np.sqrt(r2) * (1 + sum(powers))
         p1, p2 = frame["p1"], frame["p2"]
         u = frame["fl_x"] * (x * bend + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)) + frame["cx"]
         v = frame["fl_y"] * (y * bend + 2 * p2 * x * y + p1 * (r2 + 2 * y * y)) + frame["cy"]
