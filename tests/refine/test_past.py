@@ -105,7 +105,7 @@ def test_a_job_with_a_past_is_read_as_written_and_cut(tmp_path: Path) -> None:
 
 def test_the_past_has_its_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[float] = []
-    monkeypatch.setattr(importlib.import_module("lean3r.refine.run"), "work", lambda *of: limits.append(of[-1]))
+    monkeypatch.setattr(importlib.import_module("lean3r.refine.run"), "work", lambda *of: limits.append(of[2]))
     scene, pictures = window(tmp_path, moved(POSES[:BEFORE]))
     report = refine(scene, pictures, OPTIONS, known=FOCALS).info["refinement"]
     assert limits == [report["limit_s"]] == [OPTIONS.limit(len(POSES))]
