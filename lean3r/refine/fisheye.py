@@ -22,6 +22,9 @@ BARREL = -0.08  # share by which the corner moves; -0.055 in the real photos who
 # Ratio of the errors of a model with fisheye cameras and one without: 0.85 where pictures are 70 degrees across (and
 # usual cameras are turned by 3), 0.6 at 118. Of a lens that a polynomial describes, it is the other way round.
 SHARPER = 0.95
+# Of the parameters of a fisheye: how far its focal lengths across and down may be apart (a film with oblong pixels has
+# two, which fit no other model), and its least angle; 0.93 where it is equidistant.
+ALIKE, LEAST_ANGLE = 0.05, 0.4
 FISHEYE = (
     "the lens is a fisheye: its cameras have COLMAP's FOV model, and depth is less sure towards the edges. Programs "
     "that know pinholes only need undistorted pictures (--undistort)"
@@ -41,6 +44,12 @@ def as_fisheye(job: Job, answer: Answer) -> Job | None:
     if np.median([pincushion(cameras[number]) for number in used]) > BARREL:
         return None
     return replace(job, groups=tuple(map(_wide, job.groups)))
+
+
+def is_fisheye(answer: Answer) -> bool:
+    """Whether the cameras of an answer are those of a fisheye indeed."""
+    found = [params for model, params in zip(answer.models, answer.params, strict=True) if model == MODEL]
+    return bool(found) and all(abs(np.log(p[0] / p[1])) < ALIKE and p[-1] > LEAST_ANGLE for p in found)
 
 
 def _wide(group: Group) -> Group:

@@ -7,6 +7,7 @@ answer until then is used. It ends by itself when its standard input closes: nob
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ import numpy as np
 
 from lean3r.colmap_library import pycolmap
 from lean3r.processes import end_with_input
-from lean3r.refine import adjust, features, fisheye, focal, matching
+from lean3r.refine import adjust, features, fisheye, focal, matching, rolling
 from lean3r.refine.aside import incremental_aside
 from lean3r.refine.built import Built
 from lean3r.refine.compare import (
@@ -109,16 +110,18 @@ def solve(job: Job, folder: Path) -> None:
             break
     if best is None:
         return
-    can_tell = best.answer.has.sum() >= CALIBRATING
+    can_tell, name = best.answer.has.sum() >= CALIBRATING, "shared"
     if can_tell and (wide := fisheye.as_fisheye(job, best.answer)) is not None:
         models = attempts(wide, folder, octave, "fisheye")
-        models = (each for each in models if is_as_good(each.answer, best.answer))
+        models = (each for each in models if is_as_good(each.answer, best.answer) and fisheye.is_fisheye(each.answer))
         found = [each for each in models if is_sharper(each.answer, best.answer, fisheye.SHARPER)]
         if found:
-            job, best = wide, max(found, key=lambda each: value(each.answer)).with_note("fisheye", fisheye.FISHEYE)
+            job, name = wide, "fisheye"
+            best = max(found, key=lambda each: value(each.answer)).with_note("fisheye", fisheye.FISHEYE)
             best.answer.write(folder)
     if job.sequences:
-        if can_tell and not stretched(job, folder, octave, best.answer):
+        database = folder / f"{name}{octave}" / "database.db"
+        if can_tell and not (rolled(job, folder, database, best) or stretched(job, folder, octave, best.answer)):
             zoomed(job, folder, octave, best.answer)
         return
     if can_tell and FOLLOWS not in best.answer.report["doubts"] and job.each_alone() is not None:
@@ -161,6 +164,25 @@ def apart(job: Job, folder: Path, octave: int, shared: Attempt) -> Attempt:
         best = best.with_note("zoom", own.note)
         best.answer.write(folder)
     return best
+
+
+def rolled(job: Job, folder: Path, database: Path, shared: Attempt) -> bool:
+    """Keep a model of a video whose frames are read row by row, if one fits better; whether it does."""
+    found = rolling.readout(job, shared.answer)
+    if found is None:
+        return False
+    here = folder / "rolling"
+    here.mkdir()
+    straight = Path(shutil.copy(database, here))
+    rolling.straighten(job, shared.answer, found, straight)
+    known = (shared.answer.has & shared.answer.trusted)[:, None, None]
+    again = replace(job, follows=False, start=np.where(known, shared.answer.cam_from_world, np.nan))
+    models = [each.answer for each in of_matches(again, folder, straight)]
+    models = [each for each in models if is_as_good(each, shared.answer) and is_tighter(each, shared.answer)]
+    if models:
+        best = max(models, key=value)
+        best.with_note("rolling-shutter", rolling.NOTE.format(1000 * found.whole_s)).write(folder)
+    return bool(models)
 
 
 def stretched(job: Job, folder: Path, octave: int, shared: Answer) -> bool:

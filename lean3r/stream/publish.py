@@ -286,6 +286,7 @@ def warnings_of(
             ("zoom", window.get("zooms", False) and not is_unrefined),
             ("stretched", window.get("stretched")),
             ("fisheye", window.get("fisheye")),
+            ("rolling-shutter", window.get("rolling-shutter")),
             ("views-disagree", window.get("disagrees")),
             ("not-joined", window.get("join", {}).get("bad")),
         ):
@@ -309,6 +310,8 @@ def warnings_of(
         "cameras have a focal length across and another one down",
         "fisheye": "the lens is a fisheye: cameras have COLMAP's FOV model. Programs that know pinholes only need "
         "undistorted pictures",
+        "rolling-shutter": f"in {count['rolling-shutter']} {of} frames are read row by row while the camera turns: "
+        "cameras are those of the middle of each, and depth is less sure where it turns fast",
         "views-disagree": f"in {count['views-disagree']} {of} the depths of views that see the same place contradict "
         "each other: their cameras may be far off",
         "not-joined": f"{count['not-joined']} {of} do not fit those before: what is in them may be elsewhere",

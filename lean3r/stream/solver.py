@@ -146,7 +146,7 @@ class Solver:
             "refinement": report["status"],
             **{key: report[key] for key in ("reason", "zooms") if key in report},
             **({"disagrees": True} if warns(scene, "views-disagree") else {}),
-            **{code: True for code in ("stretched", "fisheye") if warns(scene, code)},
+            **{code: True for code in ("stretched", "fisheye", "rolling-shutter") if warns(scene, code)},
             **({"past": past_in(results, **report["past"])} if "past" in report else {}),
             "focal_px": round(float(np.median([r.original_intrinsics[0, 0] for r in results])), 3),
         }

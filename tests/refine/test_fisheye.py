@@ -13,7 +13,7 @@ from PIL import Image
 from lean3r.geometry.lens import Optics
 from lean3r.inputs.pictures import Pictures
 from lean3r.refine import RefineOptions, refine
-from lean3r.refine.fisheye import as_fisheye
+from lean3r.refine.fisheye import as_fisheye, is_fisheye
 from lean3r.refine.job import Answer, Group, Job, View
 from lean3r.refine.separate import difference_deg
 
@@ -62,3 +62,13 @@ def test_fisheyes_are_tried_only_where_lines_bend_inwards_and_nothing_is_known_o
     assert (wide is not None) == is_tried
     if wide is not None:
         assert wide.groups[0].model == "FOV" and wide.groups[0].params[2:4] == (320.0, 240.0)
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"), [((300.0, 301.0, 0.93), True), ((340.0, 255.0, 0.93), False), ((300.0, 300.0, 0.01), False)]
+)
+def test_a_straight_lens_and_oblong_pixels_are_no_fisheye(params: tuple[float, float, float], expected: bool) -> None:
+    fx, fy, angle = params
+    poses, nothing = np.tile(np.eye(4), (3, 1, 1)), np.zeros(0, int)
+    camera = (fx, fy, 320.0, 240.0, angle)
+    assert is_fisheye(Answer(poses, np.ones(3, bool), ("FOV",), (camera,), (0, 0, 0), *[nothing] * 5, {})) == expected
