@@ -183,8 +183,10 @@ def test_the_way_counts_that_trusts_more_cameras(
         report: dict[str, Any] = {"status": "refined" if count else "kept", "trusted": count}
         if past is not None and count:
             report["past"] = {"past": [world[1].tolist(), None], "views": world.tolist()}
+            report["views"] = [{"part": 0 if i < count else -1} for i in range(3)]
         certain = np.arange(3) < (count or FULL)
-        return SimpleNamespace(info={"refinement": report}, lenses=(), is_certain=certain), True
+        scene = SimpleNamespace(info={"refinement": report}, lenses=(), is_certain=certain, cam_from_world=world)
+        return scene, True
 
     monkeypatch.setattr(Solver, "_pictures", lambda self, keyframes, joined: SimpleNamespace())
     monkeypatch.setattr(Solver, "_run", run)
