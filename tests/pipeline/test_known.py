@@ -322,11 +322,11 @@ def test_cameras_that_a_format_cannot_hold_are_refused_before_the_network_runs(
     command = ["reconstruct", str(folder), "-o", str(tmp_path / "out"), "--weights", str(weights), "-q"]
     assert main([*command, "-f", "colmap", "--shared-camera"]) == 2
     assert "one shared camera needs pictures of one size" in capsys.readouterr().err
-    lens = {"model": "FOV", "params": [90.0, 90.0, 60.0, 45.0, 0.9]}
+    lens = {"model": "DIVISION", "params": [90.0, 90.0, 60.0, 45.0, -0.1]}
     views = [{"name": name, "width": 120, "height": 90, "lens": lens, "K": np.eye(3).tolist()} for name in NAMES[:2]]
     (tmp_path / "cameras.json").write_text(json.dumps({"views": views}))
     assert main([*command, "-f", "nerfstudio", "--cameras", str(tmp_path / "cameras.json")]) == 2
-    assert "nerfstudio has no lens model FOV" in capsys.readouterr().err
+    assert "nerfstudio has no lens model DIVISION" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
