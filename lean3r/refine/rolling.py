@@ -65,7 +65,7 @@ def readout(job: Job, answer: Answer) -> Readout | None:
         return None
     x, y = ways[best]
     times_s = PROBE_S * np.arange(0.5, MOST_S / PROBE_S + 0.1, 0.5)
-    errors = [error(x * time_s, y * time_s) for time_s in times_s]
+    errors = [probed[best] if time_s == PROBE_S else error(x * time_s, y * time_s) for time_s in times_s]
     at = int(np.argmin(errors))
     if errors[at] > LEFT * whole:
         return None
