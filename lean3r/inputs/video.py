@@ -18,6 +18,7 @@ from PIL import Image
 from lean3r.errors import InputError
 from lean3r.geometry.content import emptiness
 from lean3r.inputs.bars import NO_BARS, Bars, Found, find_bars
+from lean3r.inputs.colours import rgb_of
 from lean3r.inputs.frames import DEFAULT_FRAMES, FrameChoice
 from lean3r.inputs.interlaced import is_combed, without_combs
 from lean3r.inputs.motion import REACH, Meter, Motion, Stepper, choose, small_size
@@ -317,9 +318,9 @@ def _picture(name: str, frame: VideoFrame, aspect: float, video: Film | Clip) ->
     try:
         width = _square(frame.width, frame.height, aspect, video.name)
         if video.is_interlaced:
-            image = Image.fromarray(without_combs(frame.to_ndarray(format="rgb24"))).resize((width, frame.height))
+            image = Image.fromarray(without_combs(rgb_of(frame))).resize((width, frame.height))
         else:
-            image = Image.fromarray(frame.to_ndarray(format="rgb24", width=width))  # `to_image` takes six times as long
+            image = Image.fromarray(rgb_of(frame, width))  # `to_image` takes six times as long
     except (FFmpegError, ValueError) as error:
         raise InputError(f"frames of {video.name} cannot be converted to pictures ({error})") from error
     bars = NO_BARS

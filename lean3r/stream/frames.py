@@ -21,6 +21,7 @@ from PIL import Image
 from lean3r.errors import InputError, UsageError
 from lean3r.inputs.animations import animation_in
 from lean3r.inputs.arrays import pixels_of
+from lean3r.inputs.colours import rgb_of
 from lean3r.inputs.decoding import TURNS, own_pixel_limit
 from lean3r.inputs.listing import Listing, Still, find_pictures
 from lean3r.inputs.notes import in_srgb
@@ -318,7 +319,7 @@ def look_of(image: np.ndarray) -> tuple[int, ...]:
 
 def _plain(value: Any) -> Any:
     """A frame of PyAV as an array; other pictures as they are."""
-    return value.to_ndarray(format="rgb24") if type(value).__module__.startswith("av.") else value
+    return rgb_of(value) if type(value).__module__.startswith("av.") else value
 
 
 def _camera(name: str) -> Iterator[tuple[float, Any]]:
