@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from lean3r.errors import InputError
-from lean3r.inputs.listing import STILL_BRANDS
 
 logger = logging.getLogger("lean3r")
 _one_large = threading.Lock()
@@ -26,6 +25,7 @@ MAX_PIXELS = 200_000_000  # a picture that claims more is refused unread
 MAX_PIXELS_OF = {"WEBP": 80_000_000, "JPEG2000": 64_000_000, "AVIF": 120_000_000, "HEIF": 120_000_000}
 LARGE_PIXELS = 50_000_000  # decoded one at a time above this, and converted in bands, to bound memory
 BAND_ROWS = 256
+STILL_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "GIF", "BMP", "JPEG2000", "PPM")
 SELF_TURNING_FORMATS = ("TIFF",)  # Pillow turns these upright by itself and still reports the orientation
 ORIENTATION = 0x0112

@@ -20,7 +20,9 @@ from typing import BinaryIO
 
 from lean3r.errors import InputError
 from lean3r.inputs.animations import FILMS, animation_of
+from lean3r.inputs.decoding import STILL_BRANDS
 from lean3r.inputs.frames import FrameChoice, evenly
+from lean3r.inputs.panorama import HEADINGS_DEG, cuts_of
 from lean3r.inputs.video import Clip, Film, Frame, scan
 
 logger = logging.getLogger("lean3r")
@@ -45,9 +47,12 @@ ONCE = (
     "a pipe or a device, which can be read only once: record it into a file first (in Python, lean3r.stream takes its "
     "frames from any iterator)"
 )
+CUT = (
+    "panoramas of 360 degrees (%d): each is cut into %d pictures of a usual lens, all around, called "
+    "NAME_000deg.jpg and so on"
+)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+]+:/", re.IGNORECASE)
 _LIKE_A_FRAME = re.compile(r"(.+)_[0-9]{6,}\.png")
-STILL_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,7 @@ def find_pictures(inputs: Sequence[str | Path], given: Sequence[Still] = ()) -> 
     `given` pictures.
 
     Subfolders are not searched, except `images/` in a folder without pictures. Videos beside pictures are left out.
+    Files that show all directions are cut into several pictures.
     Raises InputError if nothing is left.
     """
     skips = Skips()
@@ -139,15 +145,20 @@ def find_pictures(inputs: Sequence[str | Path], given: Sequence[Still] = ()) -> 
     candidates = [c for path in files for c in _from_file(Path(path), skips)]
     for folder in dict.fromkeys(Path(os.path.abspath(p)) for p in paths if p.is_dir()):
         candidates += _from_folder(folder, skips)
+    files = len(candidates)
     candidates += [_Candidate((still.name,), still.open, False, is_loose=False) for still in given]
 
     items: list[Still | Film] = []
     names = _unique_names([c.parts for c in candidates])
+    in_memory, taken, panoramas = names[files:], set(names), 0
     # A picture may have the name that a frame of the video would get.
     stems = {m[1] for m in map(_LIKE_A_FRAME.fullmatch, names) if m}
     for name, candidate in zip(names, candidates, strict=True):
         if not candidate.is_video:
-            items.append(Still(name, candidate.open, candidate.is_loose))
+            cuts = [] if name in in_memory else cuts_of(name, candidate.open)
+            panoramas += bool(cuts)
+            items += [Still(claim_name(cut, taken), opener, is_loose=False) for cut, opener in cuts]
+            items += [] if cuts else [Still(name, candidate.open, candidate.is_loose)]
             continue
         stem = claim_name(name.rpartition(".")[0] or name, stems)
         try:
@@ -160,6 +171,8 @@ def find_pictures(inputs: Sequence[str | Path], given: Sequence[Still] = ()) -> 
             skips.add(name, film.damage)
     if not items:
         raise nothing_usable(inputs, skips)
+    if panoramas:
+        logger.warning(CUT, panoramas, len(HEADINGS_DEG))
     return Listing(tuple(items), tuple(skips))
 
 

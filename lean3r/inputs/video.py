@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -22,6 +23,7 @@ from lean3r.inputs.colours import rgb_of
 from lean3r.inputs.frames import DEFAULT_FRAMES, FrameChoice
 from lean3r.inputs.interlaced import is_combed, without_combs
 from lean3r.inputs.motion import REACH, Meter, Motion, Stepper, choose, small_size
+from lean3r.inputs.panorama import has_shape, is_panorama
 from lean3r.inputs.stamps import Stamp, cut_short, timeline
 
 if TYPE_CHECKING:
@@ -37,6 +39,12 @@ WATCHED_FPS = 15  # frames a second whose motion is measured
 WATCHED_PIXELS = 4e9, 20e9  # of all frames: above these, fewer are decoded (4e9: 64 s of 1080p at 30 fps)
 SAMPLES = 24  # frames at most in which bars are looked for
 COMBED_SAMPLES, COMBED = 8, 1 / 3  # frames that are looked at for combs; share of them that makes a video interlaced
+SPHERE_SAMPLES = 3  # key frames that are looked at for panoramas
+ALL_DIRECTIONS = (
+    "a film of 360 degrees, of which only pictures can be used: make some, as by ffmpeg -i {name} -vf fps=2 "
+    "frames/%05d.jpg (the folder frames has to be there), and reconstruct their folder, where each is cut into "
+    "pictures of a usual lens"
+)
 THREADS = 2  # decoder errors appear as many packets late as there are threads
 MAX_FRAME_PIXELS = 100_000_000
 # Demuxers of plain containers only: playlists and concat scripts could make FFmpeg open other files or addresses.
@@ -156,6 +164,15 @@ class Film:
                 *(self.name, self.name),
             )
         return found, is_interlaced
+
+    @property
+    def shows_all_directions(self) -> bool:
+        """Whether its first key frames show 360 by 180 degrees."""
+        from av.error import FFmpegError
+
+        with contextlib.suppress(FFmpegError, InputError, ValueError, OSError):
+            return any(is_panorama(Image.fromarray(grey)) for grey in islice(self._greys("NONKEY", 1), SPHERE_SAMPLES))
+        return False
 
     def _greys(self, skip: Skip, every: int) -> Iterator[np.ndarray]:
         """Some of the video's first frames in grey."""
@@ -277,7 +294,10 @@ def scan(name: str, stem: str, opener: Callable[[], BinaryIO]) -> Film:
     keys, times_s, timed, parts = timeline(stamps, container_name, rate, tick_s)
     if parts > 1:
         logger.warning("%s: its time stamps start %d times; the parts are taken one after the other", name, parts)
-    return Film(name, stem, opener, keys, times_s, timed, size, rate, len(stamps), length, damage)
+    film = Film(name, stem, opener, keys, times_s, timed, size, rate, len(stamps), length, damage)
+    if has_shape(size) and film.shows_all_directions:
+        raise InputError(ALL_DIRECTIONS.format(name=name))
+    return film
 
 
 def read_frames(clip: Clip) -> Iterator[Frame]:

@@ -9,7 +9,8 @@ import unicodedata
 import zipfile
 from pathlib import Path
 
-from lean3r.inputs.listing import STILL_BRANDS, natural_key, printable
+from lean3r.inputs.decoding import STILL_BRANDS
+from lean3r.inputs.listing import natural_key, printable
 
 HEAD = 64  # bytes that say what a file is
 ARCHIVE_SUFFIX = ".zip"
