@@ -23,6 +23,7 @@ LEAST_MATCHES = 20  # matches needed to judge that
 JUMP, NEAR = 5.0, 5  # multiple of the median speed over so many frames to either side
 REST = 0.4  # of the speed that a quarter of the frames exceed: lower bound on speeds
 SIDESTEP, UNUSUAL = 0.5, 3.0  # offset from the line between neighbours over its length, and over the usual offset
+FEW_CONFIRM = "too few points confirm its pose"
 BESIDE = "its position lies beside the path of the frames before and after it"
 ONE_PLACE, USUAL = 0.02, 0.7  # of this quantile of the distances of cameras: nearer ones are at one place
 SOME = 500  # cameras that tell the usual distance; all pairs of thousands take gigabytes
@@ -72,7 +73,7 @@ def judge(
     if held is not None:
         doubt[held], never = None, never | held
     sure = np.array([reason is None for reason in doubt], bool)
-    doubt[sure & ~confirmed(seen, sure, never)] = "too few points confirm its pose"
+    doubt[sure & ~confirmed(seen, sure, never)] = FEW_CONFIRM
     centres = centres_of(cam_from_world)
     for run, times in sequences:
         sure = np.array([view for view in run if doubt[view] is None], int)
@@ -129,14 +130,50 @@ def firm_parts(seen: np.ndarray, registered: np.ndarray) -> list[list[int]]:
 
 
 def confirmed(seen: np.ndarray, sure: np.ndarray, never: np.ndarray) -> np.ndarray:
-    """Which of the `sure` views [S] are left without those that share too few points with the others of them; those
-    that are `never` [S] doubted for that, such as frames of a video, stay."""
-    while True:
-        shared = seen[:, sure].sum(axis=1) > 1
-        weak = sure & ~never & (seen[shared].sum(axis=0) < LEAST_SEEN)
-        if not weak.any():
-            return sure
-        sure = sure & ~weak
+    """Which of the `sure` views [S] are left without those that share too few points with the others of them, alone or
+    as a group; those that are `never` [S] doubted for that, such as frames of a video, stay."""
+    while (sure & ~never).any():
+        views = np.flatnonzero(sure)
+        weak = views[hanging(seen[:, views], ~never[views])]
+        if not len(weak):
+            break
+        sure = sure & ~np.isin(np.arange(len(sure)), weak)
+    return sure
+
+
+def hanging(seen: np.ndarray, may: np.ndarray) -> np.ndarray:
+    """Of views [S] of points `seen` [P, S] bool the smaller side, [S] bool, of the cut that the fewest points cross, if
+    these are fewer than LEAST_SEEN: groups that hold well together may hang on each other by a few wrong matches. Cuts
+    whose smaller side has no view that `may` [S] hang do not count, and only such views are told.
+
+    The cuts that are tried are around each view, and those of the tree along which each joins by the most points."""
+    views, total = seen.shape[1], seen.sum(axis=1)
+    whole = seen.astype(np.float32)
+    common = whole.T @ whole
+    np.fill_diagonal(common, 0)
+    root = int(whole.sum(axis=0).argmax())
+    order, parent, ties = [root], np.full(views, root), common[root]
+    while len(order) < views:
+        outside = ~np.isin(np.arange(views), order)
+        order.append(view := int(np.where(outside, ties, -1).argmax()))
+        parent[outside & (common[view] > ties)] = view
+        ties = np.maximum(ties, common[view])
+    sides, counts = np.eye(views, dtype=bool), whole.T.astype(np.int16)
+    cuts = list(zip(sides.copy(), counts.copy(), strict=True))
+    for view in order[:0:-1]:
+        cuts.append((sides[view], counts[view]))
+        sides[parent[view]] |= sides[view]
+        counts[parent[view]] += counts[view]
+    least, weak = LEAST_SEEN, np.zeros(views, bool)
+    for side, count in cuts:
+        here, there = count > 0, count < total
+        if (crossing := np.count_nonzero(here & there)) >= least:
+            continue
+        is_smaller = (side.sum(), here.sum()) < ((~side).sum(), there.sum()) or side.all()
+        smaller = may & (side if is_smaller else ~side)
+        if smaller.any():
+            least, weak = crossing, smaller
+    return weak
 
 
 def links(first: np.ndarray, second: np.ndarray) -> int:

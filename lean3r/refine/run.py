@@ -23,12 +23,13 @@ from lean3r.refine.depth import follow
 from lean3r.refine.focal_error import focal_error
 from lean3r.refine.hanging import firm_views, rescale_hanging
 from lean3r.refine.job import OUT_OF_TIME, Answer, Job
+from lean3r.refine.judge import FEW_CONFIRM
 from lean3r.refine.options import INTERRUPTED, KnownCameras, RefineOptions
 from lean3r.refine.prepare import prepare
 from lean3r.refine.progress import Tell, tell_of
 from lean3r.refine.slip import SLIPPED, slipped
 from lean3r.refine.steady import steadied
-from lean3r.refine.unconfirmed import BADLY, fitting_badly, why_unlikely, with_cautions
+from lean3r.refine.unconfirmed import BADLY, fitting_badly, hanging_loosely, why_unlikely, with_cautions
 from lean3r.refine.world import depth_ratios, depth_scale, into_known, into_predicted, origin_view
 from lean3r.scratch import temporary_folder
 from lean3r.types import Lens, Reconstruction, Registration, SparsePoints, with_warning
@@ -132,6 +133,7 @@ def run(
         answer = answer.with_doubts(slipped(ratios, answer.view, job.sequences, answer.trusted), SLIPPED)
         if not job.sequences:
             answer = answer.with_doubts(fitting_badly(answer), BADLY)
+            answer = answer.with_doubts(hanging_loosely(answer), FEW_CONFIRM)  # by one that is doubted now
     refined = place(reconstruction, job, answer.of_trusted(), known)
     if past:
         report["past"] = {"past": _poses(whole)[:past], "views": _poses(answer)}  # in one world

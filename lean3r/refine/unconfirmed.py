@@ -8,7 +8,7 @@ import numpy as np
 
 from lean3r.refine.focal_error import FAR
 from lean3r.refine.job import Answer
-from lean3r.refine.judge import centres_of, places
+from lean3r.refine.judge import centres_of, confirmed, places
 from lean3r.types import Reconstruction, with_warning
 
 FEW = 200  # points that two views share: wrong pairs had 33 to 103, right ones from 39 on
@@ -80,6 +80,14 @@ def fitting_badly(answer: Answer) -> list[int]:
         return []
     usual_px = np.median(error_px[:, told], axis=1, keepdims=True)
     return np.flatnonzero(told & (error_px > np.maximum(WORSE * usual_px, BADLY_PX)).all(axis=0)).tolist()
+
+
+def hanging_loosely(answer: Answer) -> list[int]:
+    """The trusted views of photographs that too few points tie to the other trusted ones."""
+    trusted = answer.has & answer.trusted
+    seen = np.zeros((len(answer.xyz), len(trusted)), bool)
+    seen[answer.point, answer.view] = True
+    return np.flatnonzero(trusted & ~confirmed(seen, trusted, np.zeros(len(trusted), bool))).tolist()
 
 
 def fits_badly(answer: Answer) -> bool:

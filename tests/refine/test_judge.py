@@ -132,6 +132,19 @@ def test_a_photograph_that_hangs_on_a_doubted_one_is_doubted_and_a_frame_is_not(
     assert judge(walk(count), np.ones(count, bool), seen, fitting, held=held).trusted.all()
 
 
+def test_groups_of_photographs_that_hang_on_each_other_by_few_points_are_not_both_trusted() -> None:
+    """Blurred photos of a banana: three and two, 45 degrees off each other, by seven points."""
+    fitting = np.full((7, 7), 0.95)
+    for crossing, trusted in ((LEAST_SEEN - 1, [0, 1, 2, 3]), (LEAST_SEEN, list(range(7)))):
+        seen = np.zeros((200 + crossing, 7), bool)
+        seen[:100, :4] = seen[100:200, 4:] = True
+        seen[200:, 2:6] = True
+        found = judge(walk(7), np.ones(7, bool), seen, fitting)
+        assert np.flatnonzero(found.trusted).tolist() == trusted
+        assert found.trusted.all() or "confirm" in str(found.doubt[5])
+        assert verdict(walk(7), seen, fitting).trusted.all()  # frames of a video
+
+
 def test_cameras_far_outside() -> None:
     centres = np.random.default_rng(0).normal(size=(12, 3))
     centres[3] *= 800
