@@ -51,7 +51,7 @@ def readout(job: Job, answer: Answer) -> Readout | None:
     fast = np.quantile(np.linalg.norm(rates[answer.has], axis=1), 0.75)
     if fast * PROBE_S / 2 * np.median([params[0] for params in answer.params]) < LEAST_PX:
         return None
-    few = _thinned(answer)
+    few = thinned(answer)
 
     def error(across_s: float, down_s: float) -> float:
         moved = replace(few, xy=_moved(job, few, rates, Readout(across_s, down_s)))
@@ -154,7 +154,7 @@ def _model(job: Job, answer: Answer) -> pycolmap.Reconstruction:
     return model_of(answer, {view: cameras[view] for view in np.flatnonzero(answer.has).tolist()})
 
 
-def _thinned(answer: Answer) -> Answer:
+def thinned(answer: Answer) -> Answer:
     """An answer with a part of its points, evenly taken."""
     step = max(1, len(answer.point) // MEASURED)
     kept = np.arange(len(answer.xyz)) % step == 0

@@ -69,7 +69,7 @@ class Own(NamedTuple):
 def own_focals(job: Job, answer: Answer) -> Own | None:
     """The views of an answer as they fit with a focal length each, if that is clearly better, and these differ; else
     None."""
-    model = _with_a_camera_each(job, answer)
+    model = with_a_camera_each(job, answer)
     before = error_px(model)
     for steps, most in ((FIRST, HOPELESS), (STEPS, LEFT)):
         if not adjusted_px(model, steps) < most * before:
@@ -122,16 +122,19 @@ def are_off_centre(job: Job, answer: Answer) -> bool:
 
 def _left_by_centres(job: Job, answer: Answer, steps: int) -> float:
     """Share of the error with a focal length each that is left with a principal point each too."""
-    model = _with_a_camera_each(job, answer)
+    model = with_a_camera_each(job, answer)
     before = adjusted_px(model, steps)
     return adjusted_px(model, steps, frees_centres=True) / max(before, 1e-9)
 
 
-def adjusted_px(model: pycolmap.Reconstruction, steps: int, frees_centres: bool = False) -> float:
-    """The mean error after a bundle adjustment with focal lengths, and principal points if wanted, free."""
+def adjusted_px(
+    model: pycolmap.Reconstruction, steps: int, frees_centres: bool = False, frees_focals: bool = True
+) -> float:
+    """The mean error after a bundle adjustment with focal lengths, unless they are right, and principal points if
+    wanted, free."""
     options = pycolmap.BundleAdjustmentOptions()
     options.print_summary, options.refine_extra_params = False, False
-    options.refine_principal_point = frees_centres
+    options.refine_principal_point, options.refine_focal_length = frees_centres, frees_focals
     options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     options.ceres.solver_options.num_threads = 1  # several would sum in varying order
     options.ceres.solver_options.max_num_iterations = steps
@@ -140,7 +143,8 @@ def adjusted_px(model: pycolmap.Reconstruction, steps: int, frees_centres: bool 
     return error_px(model)
 
 
-def _with_a_camera_each(job: Job, answer: Answer) -> pycolmap.Reconstruction:
+def with_a_camera_each(job: Job, answer: Answer) -> pycolmap.Reconstruction:
+    """An answer as a model in which its views have a camera each."""
     cameras = {}
     for view in np.flatnonzero(answer.has).tolist():
         group, mine = job.groups[job.views[view].group], answer.camera[view]

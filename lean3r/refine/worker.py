@@ -21,7 +21,7 @@ import numpy as np
 
 from lean3r.colmap_library import pycolmap
 from lean3r.processes import end_with_input
-from lean3r.refine import adjust, features, fisheye, focal, matching, rolling
+from lean3r.refine import adjust, features, fisheye, focal, matching, rolling, wander
 from lean3r.refine.aside import incremental_aside
 from lean3r.refine.built import Built
 from lean3r.refine.compare import (
@@ -121,7 +121,11 @@ def solve(job: Job, folder: Path) -> None:
             best.answer.write(folder)
     if job.sequences:
         database = folder / f"{name}{octave}" / "database.db"
-        if can_tell and not (rolled(job, folder, database, best) or stretched(job, folder, octave, best.answer)):
+        if can_tell and not (
+            rolled(job, folder, database, best)
+            or wandered(job, folder, database, best.answer)
+            or stretched(job, folder, octave, best.answer)
+        ):
             zoomed(job, folder, octave, best.answer)
         return
     if can_tell and FOLLOWS not in best.answer.report["doubts"] and job.each_alone() is not None:
@@ -171,18 +175,39 @@ def rolled(job: Job, folder: Path, database: Path, shared: Attempt) -> bool:
     found = rolling.readout(job, shared.answer)
     if found is None:
         return False
-    here = folder / "rolling"
-    here.mkdir()
-    straight = Path(shutil.copy(database, here))
+    straight = _copied(database, folder / "rolling")
     rolling.straighten(job, shared.answer, found, straight)
-    known = (shared.answer.has & shared.answer.trusted)[:, None, None]
-    again = replace(job, follows=False, start=np.where(known, shared.answer.cam_from_world, np.nan))
-    models = [each.answer for each in of_matches(again, folder, straight)]
-    models = [each for each in models if is_as_good(each, shared.answer) and is_tighter(each, shared.answer)]
-    if models:
-        best = max(models, key=value)
+    best = _with_moved_features(job, folder, straight, shared.answer)
+    if best is not None:
         best.with_note("rolling-shutter", rolling.NOTE.format(1000 * found.whole_s)).write(folder)
-    return bool(models)
+    return best is not None
+
+
+def wandered(job: Job, folder: Path, database: Path, shared: Answer) -> bool:
+    """Keep a model of a video whose crop moves, if one fits better; whether it does."""
+    away = None if job.held.any() or job.each_alone() is None else wander.wandering(job, shared)
+    if away is None:
+        return False
+    resting = _copied(database, folder / "wander")
+    wander.at_rest(job, away, resting)
+    best = _with_moved_features(job, folder, resting, shared)
+    if best is not None:
+        wander.as_taken(best, away).with_note("moving-crop", wander.NOTE).write(folder)
+    return best is not None
+
+
+def _copied(database: Path, here: Path) -> Path:
+    here.mkdir()
+    return Path(shutil.copy(database, here))
+
+
+def _with_moved_features(job: Job, folder: Path, database: Path, shared: Answer) -> Answer | None:
+    """The best model of a database whose features were moved since there was a shared model, if it fits better."""
+    known = (shared.has & shared.trusted)[:, None, None]
+    again = replace(job, follows=False, start=np.where(known, shared.cam_from_world, np.nan))
+    models = [each.answer for each in of_matches(again, folder, database)]
+    models = [each for each in models if is_as_good(each, shared) and is_tighter(each, shared)]
+    return max(models, key=value, default=None)
 
 
 def stretched(job: Job, folder: Path, octave: int, shared: Answer) -> bool:

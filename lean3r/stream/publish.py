@@ -287,6 +287,7 @@ def warnings_of(
             ("stretched", window.get("stretched")),
             ("fisheye", window.get("fisheye")),
             ("rolling-shutter", window.get("rolling-shutter")),
+            ("moving-crop", window.get("moving-crop")),
             ("views-disagree", window.get("disagrees")),
             ("not-joined", window.get("join", {}).get("bad")),
         ):
@@ -312,6 +313,8 @@ def warnings_of(
         "undistorted pictures",
         "rolling-shutter": f"in {count['rolling-shutter']} {of} frames are read row by row while the camera turns: "
         "cameras are those of the middle of each, and depth is less sure where it turns fast",
+        "moving-crop": f"in {count['moving-crop']} {of} the film seems to have been steadied by moving its crop: each "
+        "camera has a principal point of its own",
         "views-disagree": f"in {count['views-disagree']} {of} the depths of views that see the same place contradict "
         "each other: their cameras may be far off",
         "not-joined": f"{count['not-joined']} {of} do not fit those before: what is in them may be elsewhere",

@@ -133,7 +133,7 @@ class Solver:
         if (
             is_trusted
             and not is_calibrated
-            and not zooms(scene)
+            and not (zooms(scene) or warns(scene, "moving-crop"))
             and len({keyframe.size for keyframe in keyframes}) == 1
             and len(keyframes) >= SOUND * self.settings.window
         ):
@@ -146,7 +146,7 @@ class Solver:
             "refinement": report["status"],
             **{key: report[key] for key in ("reason", "zooms") if key in report},
             **({"disagrees": True} if warns(scene, "views-disagree") else {}),
-            **{code: True for code in ("stretched", "fisheye", "rolling-shutter") if warns(scene, code)},
+            **{code: True for code in ("stretched", "fisheye", "rolling-shutter", "moving-crop") if warns(scene, code)},
             **({"past": past_in(results, **report["past"])} if "past" in report else {}),
             "focal_px": round(float(np.median([r.original_intrinsics[0, 0] for r in results])), 3),
         }

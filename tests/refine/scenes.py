@@ -50,21 +50,26 @@ def arc(views: int, step: float = 0.7) -> np.ndarray:
 
 
 def photograph(
-    pose: np.ndarray, seed: int = 0, focal: float = FOCAL, is_fisheye: bool = False
+    pose: np.ndarray,
+    seed: int = 0,
+    focal: float = FOCAL,
+    is_fisheye: bool = False,
+    centre: tuple[float, float] = (0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:
     """(picture [H, W] uint8, z-depth [H, W]) of the corner as a camera sees it; an equidistant one if it is a
-    fisheye."""
-    x, y = np.meshgrid((np.arange(WIDTH) + 0.5 - WIDTH / 2) / focal, (np.arange(HEIGHT) + 0.5 - HEIGHT / 2) / focal)
+    fisheye. The middle of the lens is so far from that of the picture."""
+    across, down = (np.arange(size) + 0.5 - size / 2 - away for size, away in zip((WIDTH, HEIGHT), centre, strict=True))
+    x, y = np.meshgrid(across / focal, down / focal)
     if is_fisheye:
         angle = np.hypot(x, y)
         x, y = (each * np.tan(angle) / angle for each in (x, y))
     rays = np.stack([x, y, np.ones_like(x)], -1) @ pose[:3, :3]
-    centre = -pose[:3, :3].T @ pose[:3, 3]
+    origin = -pose[:3, :3].T @ pose[:3, 3]
     depth, value = np.full(x.shape, np.inf), np.zeros(x.shape)
     for index, (normal, distance, *extent) in enumerate((*PLANES, BOX)):
         with np.errstate(divide="ignore", invalid="ignore"):
-            t = (distance - normal @ centre) / (rays @ normal)
-        hit = centre + t[..., None] * rays
+            t = (distance - normal @ origin) / (rays @ normal)
+        hit = origin + t[..., None] * rays
         near = (t > 0.05) & (t < depth)
         for x0, x1, y0, y1 in extent:
             near &= (hit[..., 0] > x0) & (hit[..., 0] < x1) & (hit[..., 1] > y0) & (hit[..., 1] < y1)
