@@ -19,6 +19,7 @@ from lean3r.errors import InputError, UsageError
 from lean3r.models.encoded import Encoded
 from lean3r.models.keymap import IDENTITY, KeyMap
 from lean3r.models.origin import Origin
+from lean3r.ops.repeats import results_of
 from lean3r.tracing import is_traced, without_autocast
 from lean3r.types import Known, Plan, Prediction, TokenLayout, Tokens, Views
 
@@ -266,7 +267,7 @@ def in_chunks(call: Callable[..., Sequence[Tensor]], size: int, *tensors: Tensor
     """Apply `call` to slices of `size` along the first axis and join the results, which bounds peak memory."""
     if is_traced():
         return tuple(call(*tensors))
-    parts = [call(*piece) for piece in zip(*(t.split(size) for t in tensors), strict=True)]
+    parts = results_of(call, list(zip(*(t.split(size) for t in tensors), strict=True)))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 

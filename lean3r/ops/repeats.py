@@ -36,6 +36,23 @@ def pieces_of(items: Sequence[T]) -> Iterator[T]:
     yield items[-1]
 
 
+def results_of(call: Callable[..., Sequence[Tensor]], pieces: Sequence[Sequence[Tensor]]) -> list[Sequence[Tensor]]:
+    """What call(*piece) gives for the pieces in turn, cut along their first axis. All but the last must cost the same:
+    while costs are counted, of those between the first and the last one runs and counts for all, beside memory for the
+    results of the others."""
+    factors = _factors()
+    if not factors or len(pieces) < 4:
+        return [call(*piece) for piece in pieces]
+    first, others = call(*pieces[0]), len(pieces) - 3
+    kept = [part.new_empty(others * len(part), *part.shape[1:]) for part in first]
+    factors.append(others + 1)
+    try:
+        middle = call(*pieces[-2])
+    finally:
+        factors.pop()
+    return [first, kept, middle, call(*pieces[-1])]
+
+
 @contextmanager
 def counting() -> Iterator[None]:
     """Inside, loops run only their first and last piece, and results mean nothing. Costs count `factor()` times."""

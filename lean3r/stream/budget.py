@@ -63,7 +63,8 @@ def fit_stream(
 
     for each in sides:
         size = network_size(width, height, each, model.patch)
-        at = bisect_right(windows, budget, key=lambda window: sum(cost(window, *size)) + cloud)
+        fits = sum(cost(windows[-1], *size)) + cloud <= budget  # first, as the largest mostly does; each takes seconds
+        at = len(windows) if fits else bisect_right(windows, budget, key=lambda n: sum(cost(n, *size)) + cloud)
         if at:
             window = windows[at - 1]
             network, kept = cost(window, *size)

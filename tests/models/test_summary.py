@@ -115,6 +115,22 @@ def test_of_many_equal_pieces_two_run_and_all_count(
         torch.testing.assert_close(model(views).depth, before)
 
 
+@pytest.mark.parametrize("name", ["nano", "vggt", "pi3"])
+def test_of_many_chunks_three_run_and_all_count(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations and bytes are those of a count that runs them all, which takes minutes for a hundred views."""
+    model, called = TINY[name]().eval().requires_grad_(False), []
+    model.set_chunk_bytes(1)  # a view at a time
+    size = (3 * model.patch, 4 * model.patch)
+    few = model.summary(6, *size)
+
+    def all_of(call: Callable[..., Any], pieces: list[Any]) -> list[Any]:
+        called.append(len(pieces))
+        return [call(*piece) for piece in pieces]
+
+    monkeypatch.setattr("lean3r.models.base.results_of", all_of)
+    assert model.summary(6, *size) == few and 6 in called
+
+
 @pytest.mark.parametrize("scheme", list(SCHEMES))
 def test_rounded_numbers_take_as_many_operations(scheme: str) -> None:
     """A multiply-add of integers is two operations, too."""
