@@ -57,12 +57,13 @@ _LIKE_A_FRAME = re.compile(r"(.+)_[0-9]{6,}\.png")
 
 @dataclass(frozen=True)
 class Still:
-    """One picture file: its unique printable name, `open`, which returns its bytes as a seekable file, and whether it
-    is a separate file on disk, not in an archive or in memory."""
+    """One picture file: its unique printable name, `open`, which returns its bytes as a seekable file, whether it is a
+    separate file on disk, not in an archive or in memory, and whether it is cut out of a panorama."""
 
     name: str
     open: Callable[[], BinaryIO]
     is_loose: bool = True
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def find_pictures(inputs: Sequence[str | Path], given: Sequence[Still] = ()) -> 
         if not candidate.is_video:
             cuts = [] if name in in_memory else cuts_of(name, candidate.open)
             panoramas += bool(cuts)
-            items += [Still(claim_name(cut, taken), opener, is_loose=False) for cut, opener in cuts]
+            items += [Still(claim_name(cut, taken), opener, is_loose=False, is_cut=True) for cut, opener in cuts]
             items += [] if cuts else [Still(name, candidate.open, candidate.is_loose)]
             continue
         stem = claim_name(name.rpartition(".")[0] or name, stems)

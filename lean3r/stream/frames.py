@@ -197,6 +197,11 @@ class Source:
         listing = self._listing or find_pictures(paths_of(source))
         if self._first is not None:
             self._check_first(source, listing)
+        if any(isinstance(item, Still) and item.is_cut for item in listing.items):
+            raise InputError(
+                f"{self.name} holds panoramas of 360 degrees; a stream takes pictures of a usual lens, one after the "
+                "other. Use `lean3r reconstruct` for them: it cuts each into such pictures"
+            )
         damage = {item.damage for item in listing.items if isinstance(item, Film)}
         for name, reason in listing.skipped:
             self._skip(name, reason)

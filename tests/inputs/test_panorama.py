@@ -16,6 +16,7 @@ from lean3r.inputs.decoding import EXIF, exif
 from lean3r.inputs.listing import Still, find_pictures
 from lean3r.inputs.panorama import HEADINGS_DEG, is_panorama
 from lean3r.inputs.pictures import Pictures
+from lean3r.stream.frames import Source
 
 GPS = 0x8825
 WAVES = np.random.default_rng(0).normal(0, 5, (3, 3, 3))  # colour, wave, direction
@@ -86,3 +87,9 @@ def test_a_film_of_all_directions_is_refused_with_what_to_do(tmp_path: Path) -> 
         container.mux(stream.encode())
     with pytest.raises(InputError, match=r"a film of 360 degrees.*ffmpeg -i sphere.mp4"):
         find_pictures([path])
+
+
+def test_a_stream_of_panoramas_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    panorama().save(tmp_path / "R001.png")
+    with pytest.raises(InputError, match=r"holds panoramas.*reconstruct"):
+        next(iter(Source(tmp_path)))
