@@ -5,8 +5,9 @@ Whoever has a `Job` asks it for a copy of itself, and hears how that ended (`ask
 
 Shell commands run in bash, Python blocks in the process of their page, in one namespace. Commands that name the same
 -o are alternatives, so an earlier result is removed first. A plain `lean3r ...` is a copy, too, of a process that has
-imported most of lean3r, unless the page changes the code. If halved, these and the Python blocks give nano pictures
-of half the side, whose depth takes a quarter of the time. The examples run in such copies, too (test_examples.py).
+imported most of lean3r, unless the page changes the code. If small, these and the Python blocks give nano and stereo
+pictures of a quarter of the side, which takes half of the time. The examples run in such copies, too
+(test_examples.py).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ MOST = [
     *("lean3r.models.nano", "lean3r.pipeline.from_files", "lean3r.pipeline.load", "lean3r.refine.run"),
     "lean3r.stereo.dense",
 ]
-HALF = 120  # of nano's resolution
+SIDES = 64, 80  # of nano's pictures and, larger as always, of measured depth
 SECONDS = 1500
 PLAIN = re.compile(r"lean3r [^|&;<>$*?~\\\n`(){}]*")  # nothing that bash would read in another way than shlex
 
@@ -54,7 +55,7 @@ class Job:
     environment: dict[str, str]
     log: str
     commands: str | None
-    is_halved: bool
+    is_small: bool
     steps: list[dict]
     words: list[str]
     errors: str | None = None
@@ -144,7 +145,7 @@ def do(job: Job) -> None:
         sys.argv[:] = job.words[1:]
         runpy.run_path(sys.argv[0], run_name="__main__")
     elif job.words:
-        run_lean3r(job.words, job.is_halved)
+        run_lean3r(job.words, job.is_small)
     else:
         run_page(job)
 
@@ -166,8 +167,8 @@ def run_page(job: Job) -> None:
             else:
                 subprocess.run(["bash", "-c", text], check=True, stdin=subprocess.DEVNULL)
         elif step["kind"] == "python":
-            if job.is_halved:
-                halve()
+            if job.is_small:
+                make_small()
             exec(compile(text, f"{step['page']}:{step['line']}", "exec", dont_inherit=True), namespace)
         elif step["kind"] == "file":
             Path(step["path"]).write_text(text)
@@ -176,21 +177,22 @@ def run_page(job: Job) -> None:
         print(f"=== {sum(os.times()[:4]) - start + others:.1f} s of the processor", flush=True)
 
 
-def run_lean3r(words: list[str], is_halved: bool) -> None:
+def run_lean3r(words: list[str], is_small: bool) -> None:
     """What the command `lean3r` does."""
     sys.argv[:] = words
-    if is_halved:
-        halve()
+    if is_small:
+        make_small()
     from lean3r.cli.main import main as command
 
     sys.exit(command())
 
 
-def halve() -> None:
-    """Give nano pictures of half the side."""
+def make_small() -> None:
+    """Give nano and stereo small pictures."""
     from lean3r.models.nano import Nano
+    from lean3r.pipeline import enlarging
 
-    Nano.resolution = HALF
+    Nano.resolution, enlarging.FINER = SIDES
 
 
 def add_row(path: Path, table: str, row: str) -> None:

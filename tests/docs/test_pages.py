@@ -28,8 +28,8 @@ FOLDERS = ("lean3r", "tests", "docs", "benchmarks", "examples")
 FILES = ("README.md", "LICENSE", "Makefile", "constraints.txt", "pyproject.toml")
 LARGE = re.compile(r"\b(vggt|pi3x?|da3-\w+|speed3r|lean3r (train|distill|demo)|make demo)\b")
 FULL_SIZE = ("docs/how-to/depth.md",)
-"""Pages whose pictures are as large as nano has them; so are those of `make demo` in README.md. Elsewhere half the side
-shows that the blocks run."""
+"""Pages whose pictures are as large as nano has them; so are those of `make demo` in README.md. Elsewhere a quarter of
+the side shows that the blocks run."""
 
 
 def runs_here(step: Step) -> bool:
@@ -102,7 +102,7 @@ def test_page(
             environment,
             str(log),
             None if changes_code else sockets["commands"],
-            is_halved=page not in FULL_SIZE and not changes_code,
+            is_small=page not in FULL_SIZE and not changes_code,
             steps=[dataclasses.asdict(step) for step in steps],
             words=[],
         ),
