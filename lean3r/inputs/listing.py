@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from lean3r.errors import InputError
 from lean3r.inputs.animations import FILMS, animation_of
@@ -122,6 +122,28 @@ class _Candidate:
     is_video: bool
     is_loose: bool = True
 
+    @property
+    def header(self) -> Callable[[], BinaryIO]:
+        """What opens it to read its first bytes only."""
+        return self.open.begin if isinstance(self.open, _Member) else self.open
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A member of an archive: called, it is read whole; or begun."""
+
+    archive: zipfile.ZipFile
+    info: zipfile.ZipInfo
+
+    def __call__(self) -> BinaryIO:
+        try:
+            return io.BytesIO(self.archive.read(self.info))
+        except Exception as error:  # zlib, lzma, bz2 and zipfile each raise their own kinds on damaged data
+            raise InputError(f"damaged in the archive ({error})") from error
+
+    def begin(self) -> BinaryIO:
+        return cast("BinaryIO", self.archive.open(self.info))
+
 
 class Skips(list[tuple[str, str]]):
     """A list of (name, reason) that also logs each entry."""
@@ -156,7 +178,7 @@ def find_pictures(inputs: Sequence[str | Path], given: Sequence[Still] = ()) -> 
     stems = {m[1] for m in map(_LIKE_A_FRAME.fullmatch, names) if m}
     for name, candidate in zip(names, candidates, strict=True):
         if not candidate.is_video:
-            cuts = [] if name in in_memory else cuts_of(name, candidate.open)
+            cuts = [] if name in in_memory else cuts_of(name, candidate.open, candidate.header)
             panoramas += bool(cuts)
             items += [Still(claim_name(cut, taken), opener, is_loose=False, is_cut=True) for cut, opener in cuts]
             items += [] if cuts else [Still(name, candidate.open, candidate.is_loose)]
@@ -283,7 +305,7 @@ def _from_archive(path: Path, skips: Skips) -> list[_Candidate]:
         elif member.file_size > MAX_MEMBER_BYTES:
             skips.add(printable(parts[-1]), f"{member.file_size >> 20} MB unpacked, over {MAX_MEMBER_BYTES >> 20} MB")
         else:
-            seen.append(((path.stem, *parts), lambda m=member: _read_member(archive, m)))
+            seen.append(((path.stem, *parts), _Member(archive, member)))
     candidates = _of_scenes(_sort_out(seen, skips), skips)
     if not candidates:
         skips.add(label, f"no images found in the archive among {len(members)} files")
@@ -302,13 +324,6 @@ def _of_scenes(candidates: list[_Candidate], skips: Skips) -> list[_Candidate]:
     for home in filter(is_beside, homes):
         skips.add(printable("/".join(home[1:])), f"{homes[home]} files beside images/, of which the pictures are taken")
     return [candidate for candidate in candidates if not is_beside(candidate.parts[:-1])]
-
-
-def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
-    try:
-        return io.BytesIO(archive.read(member))
-    except Exception as error:  # zlib, lzma, bz2 and zipfile each raise their own kinds on damaged data
-        raise InputError(f"damaged in the archive ({error})") from error
 
 
 def _sort_out(seen: Iterable[tuple[tuple[str, ...], Callable[[], BinaryIO]]], skips: Skips) -> list[_Candidate]:

@@ -32,12 +32,12 @@ CELL = 16  # pixels of a cut between which the bent grid is straight
 Opener = Callable[[], BinaryIO]
 
 
-def cuts_of(name: str, opener: Opener) -> list[tuple[str, Opener]]:
+def cuts_of(name: str, opener: Opener, header: Opener | None = None) -> list[tuple[str, Opener]]:
     """The names of the pictures that a panorama of 360 by 180 degrees is cut into, with what opens them as JPEG files;
-    none of other pictures, of which hardly more than the header is read."""
+    none of other pictures, of which the first bytes are read, by `header` if that is cheaper."""
     try:
         with own_pixel_limit():
-            with opener() as file, Image.open(file, formats=("JPEG", "PNG", "TIFF", "WEBP")) as image:
+            with (header or opener)() as file, Image.open(file, formats=("JPEG", "PNG", "TIFF", "WEBP")) as image:
                 if not has_shape(image.size):
                     return []
             with opener() as file:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER, LOG = (os.path.realpath(os.environ[name]) for name in ("SPIED_FOLDER", "SPIED_LOG"))
-PURPOSES = {"refine": "refinement", "export": "copies"}  # by room; any other reads for the network
+PURPOSES = {"refine": "refinement", "export": "copies", "panorama.py": "its shape"}  # any other room: the network
 
 
 def hear(event: str, arguments: tuple[Any, ...]) -> None:
