@@ -30,6 +30,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "GIF", "BMP", "JPEG2000", "PPM
 SELF_TURNING_FORMATS = ("TIFF",)  # Pillow turns these upright by itself and still reports the orientation
 ORIENTATION = 0x0112
 EXIF, FOCAL_35MM, EXIF_WIDTH, EXIF_HEIGHT = 0x8769, 0xA405, 0xA002, 0xA003
+DIAGONAL_35MM = math.hypot(36.0, 24.0)  # EXIF states focal lengths as if for this frame, by its diagonal
 SAME_SHAPE = 0.02  # relative difference of aspect ratios that rounding explains; a crop that is less changes little
 SUBFILE_TYPE, DNG_VERSION = 254, 50706  # tags of TIFF
 TURNS = {

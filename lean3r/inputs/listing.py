@@ -22,7 +22,7 @@ from lean3r.errors import InputError
 from lean3r.inputs.animations import FILMS, animation_of
 from lean3r.inputs.decoding import STILL_BRANDS
 from lean3r.inputs.frames import FrameChoice, evenly
-from lean3r.inputs.panorama import HEADINGS_DEG, cuts_of
+from lean3r.inputs.panorama import HEADINGS_DEG, NOTE, cuts_of
 from lean3r.inputs.video import Clip, Film, Frame, scan
 
 logger = logging.getLogger("lean3r")
@@ -46,10 +46,6 @@ MAX_MEMBER_BYTES = 256 * 2**20  # one unpacked member of an archive; more is tak
 ONCE = (
     "a pipe or a device, which can be read only once: record it into a file first (in Python, lean3r.stream takes its "
     "frames from any iterator)"
-)
-CUT = (
-    "panoramas of 360 degrees (%d): each is cut into %d pictures of a usual lens, all around, called "
-    "NAME_000deg.jpg and so on"
 )
 _ADDRESS = re.compile(r"[a-z][a-z0-9+]+:/", re.IGNORECASE)
 _LIKE_A_FRAME = re.compile(r"(.+)_[0-9]{6,}\.png")
@@ -159,8 +155,7 @@ def find_pictures(inputs: Sequence[str | Path], given: Sequence[Still] = ()) -> 
     `given` pictures.
 
     Subfolders are not searched, except `images/` in a folder without pictures. Videos beside pictures are left out.
-    Files that show all directions are cut into several pictures.
-    Raises InputError if nothing is left.
+    Files that show all directions are cut into several pictures. Raises InputError if nothing is left.
     """
     skips = Skips()
     paths = [p for spec in inputs for p in expand(spec)]
@@ -195,7 +190,7 @@ def find_pictures(inputs: Sequence[str | Path], given: Sequence[Still] = ()) -> 
     if not items:
         raise nothing_usable(inputs, skips)
     if panoramas:
-        logger.warning(CUT, panoramas, len(HEADINGS_DEG))
+        logger.warning(NOTE, panoramas, len(HEADINGS_DEG))
     return Listing(tuple(items), tuple(skips))
 
 

@@ -14,11 +14,11 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from lean3r.inputs.decoding import EXIF, EXIF_HEIGHT, EXIF_WIDTH, FOCAL_35MM, own_pixel_limit
+from lean3r.inputs.decoding import DIAGONAL_35MM, EXIF, EXIF_HEIGHT, EXIF_WIDTH, FOCAL_35MM, own_pixel_limit
 from lean3r.inputs.upright import JPEG_QUALITY, decode_whole
 
 HEADINGS_DEG = (0, 60, 120, 180, 240, 300)  # to the right of the middle
-FOCAL_MM, DIAGONAL_35MM = 17, math.hypot(36, 24)  # 91 degrees across: neighbours overlap by a third
+FOCAL_MM = 17  # of a cut, as EXIF states it: 91 degrees across: neighbours overlap by a third
 SHAPE = (4, 3)
 TWO_TO_ONE = 0.005  # by which the sides may differ from that
 LOOKED_AT = (128, 64)  # pixels in which a picture is judged
@@ -27,6 +27,10 @@ TEXTURE = 8.0  # least contrast of the first column
 ALIKE, UNLIKE = 1.5, 0.5
 POLE = 0.3  # most that neighbouring pixels of the first and last row may differ, over those of the usual row
 OF_THE_WHOLE = 0x927C, 0x920A  # EXIF that does not hold for a part: notes of the maker, the focal length of a lens
+NOTE = (
+    "panoramas of 360 degrees (%d): each is cut into %d pictures of a usual lens, all around, called "
+    "NAME_000deg.jpg and so on"
+)
 CELL = 16  # pixels of a cut between which the bent grid is straight
 
 Opener = Callable[[], BinaryIO]

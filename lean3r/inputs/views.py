@@ -19,6 +19,7 @@ from PIL import Image
 
 from lean3r.errors import InputError, UsageError
 from lean3r.inputs.decoding import (
+    DIAGONAL_35MM,
     TURNS,
     check_pixels,
     eight_bit,
@@ -41,7 +42,6 @@ MIN_SIDE = 16
 MAX_RESOLUTION = 4096
 MAX_ASPECT = 4.0
 PAD_VALUE = 0.5
-DIAGONAL_35MM = math.hypot(36.0, 24.0)  # EXIF states focal lengths as if for this frame, by its diagonal
 
 SizeOf = Callable[[int, int], tuple[int, int]]
 """From the (width, height) of an original, upright, to the (W, H) of its smaller picture."""
