@@ -12,7 +12,7 @@ from lean3r.colmap_library import pycolmap
 from lean3r.refine import accept, adjust, features, judge, matching
 from lean3r.refine.intrinsics import doubt_of_known
 from lean3r.refine.job import Answer, Group, Job
-from lean3r.refine.kinks import KINKED, SIDE, behind_kinks, behind_sidesteps
+from lean3r.refine.kinks import FRAYED, KINKED, SIDE, behind_kinks, behind_sidesteps, frayed
 from lean3r.refine.misplaced import misplaced
 from lean3r.refine.rivals import ELSEWHERE, contested
 from lean3r.refine.shared_thing import with_places
@@ -35,21 +35,24 @@ class Built(NamedTuple):
         found = answer_of(job, matches, model, from_start)
         return None if found is None else cls(found[0], model, found[1])
 
-    def judged(self, job: Job, found: Sequence[Built]) -> Answer:
-        """The answer, with what other models, and its own with other focal lengths, say against it."""
-        answer = doubted(job, self, found)
+    def judged(self, job: Job, found: Sequence[Built], as_found: Built | None = None) -> Answer:
+        """The answer, with what other models, and its own with other focal lengths, say against it. Models of one kind
+        are compared: the others with what this one was before its last adjustment."""
+        answer = doubted(job, self, as_found or self, found)
         is_known = any(group.fixed or group.focal_fixed for group in job.groups) and answer.trusted.sum() > 2
         note = doubt_of_known(job, self.model, answer) if is_known else None
         return answer if note is None else answer.with_note(*note)
 
 
-def doubted(job: Job, built: Built, found: Sequence[Built]) -> Answer:
+def doubted(job: Job, built: Built, as_found: Built, found: Sequence[Built]) -> Answer:
     """The answer of a model; of a video's frames, those are not trusted that another model of the same matches has
-    elsewhere, those behind a kink, and those that few points tie to the others; of photos, those of another place."""
+    elsewhere, those behind a kink, last ones that fit badly, and those that few points tie to the others; of photos,
+    those of another place."""
     answer = built.answer
-    rivals = [rival for rival in found if rival.answer is not answer] if job.sequences else []
-    elsewhere = {v for r in rivals for v in contested(answer, r.answer, built.shares, r.shares)}
+    rivals = [rival for rival in found if rival.answer is not as_found.answer] if job.sequences else []
+    elsewhere = {v for r in rivals for v in contested(as_found.answer, r.answer, as_found.shares, r.shares)}
     answer = answer.with_doubts(elsewhere, ELSEWHERE).with_doubts(behind_kinks(answer, job.sequences), KINKED)
+    answer = answer.with_doubts(frayed(answer, job.sequences), FRAYED)
     if job.past:
         answer = answer.with_doubts(behind_sidesteps(answer, job.sequences), SIDE)
     if job.held.any():

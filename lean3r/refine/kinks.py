@@ -21,6 +21,7 @@ DIP = 0.05  # of the matches of a frame, that fit less often than usual
 IN_A_ROW = 4  # frames; models that are right had two at most
 HELD = 100  # points that hold parts: 83 at most at kinks of walks (one of them was 9 m), 586 at least where none is
 SIDE = "it lies behind a frame beside the path, and few points hold it to those before"
+FRAYED = "it is at the end of the video, and fits fewer matches than usual"
 KINKED = "it lies behind a kink: fewer matches than usual fit the frames that join it to the others"
 
 
@@ -35,6 +36,17 @@ def kinks(answer: Answer, sequences: Sequence[Sequence[int]]) -> list[tuple[Sequ
             if len(group) >= IN_A_ROW and low[group[0]]:
                 found.append((run, frames[group].tolist()))
     return found
+
+
+def frayed(answer: Answer, sequences: Sequence[Sequence[int]]) -> set[int]:
+    """The last frames of each video of which all fit badly: where one in the middle is only blurred, nothing behind
+    these tells where they are."""
+    doubts: set[int] = set()
+    for run in sequences:
+        frames = np.array([frame for frame in run if answer.has[frame]], int)
+        fit = np.flatnonzero(~fits_badly(answer, frames)[frames])
+        doubts |= {*frames[fit[-1] + 1 :].tolist()} if len(fit) else set()
+    return doubts
 
 
 def fits_badly(answer: Answer, among: np.ndarray | None = None) -> np.ndarray:

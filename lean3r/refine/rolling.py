@@ -55,7 +55,7 @@ def readout(job: Job, answer: Answer) -> Readout | None:
 
     def error(across_s: float, down_s: float) -> float:
         moved = replace(few, xy=_moved(job, few, rates, Readout(across_s, down_s)))
-        return adjusted_px(_model(job, moved), FIRST)
+        return adjusted_px(shared_model(job, moved), FIRST)
 
     whole = error(0, 0)
     ways = [(1, 0), (-1, 0), (0, 1), (0, -1)]
@@ -149,7 +149,8 @@ def _cameras(job: Job, answer: Answer) -> Sequence[pycolmap.Camera]:
     ]
 
 
-def _model(job: Job, answer: Answer) -> pycolmap.Reconstruction:
+def shared_model(job: Job, answer: Answer) -> pycolmap.Reconstruction:
+    """The points and views of an answer as a model, with the cameras that views share."""
     cameras = _cameras(job, answer)
     return model_of(answer, {view: cameras[view] for view in np.flatnonzero(answer.has).tolist()})
 

@@ -10,6 +10,7 @@ import numpy as np
 from lean3r.colmap_library import pycolmap
 from lean3r.refine.adjust import Mapper
 from lean3r.refine.built import Built
+from lean3r.refine.centred import centred
 from lean3r.refine.focal_error import FAR, deviation, of_known
 from lean3r.refine.judge import centres_of, places
 from lean3r.refine.matching import Matches
@@ -20,7 +21,9 @@ TIMES = 2  # adjustments, since poses and points move far
 
 
 def adjusted_last(matches: Matches, mapper: Mapper, built: Built) -> Built:
-    """The model sharpened (sharpen.py), and then tempered."""
+    """The model of a film centred (centred.py); of photos sharpened (sharpen.py), and then tempered."""
+    if mapper.job.sequences:
+        return centred(matches, mapper, built)
     return tempered(matches, mapper, sharpened(matches, mapper, built))
 
 

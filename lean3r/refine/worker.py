@@ -75,7 +75,7 @@ ZOOMS = "the frames fit clearly better with a focal length each, as if the lens 
 
 
 class Attempt(NamedTuple):
-    """What a model of a job says, and how to have the model sharpened (tempered.py), which takes some time."""
+    """What a model of a job says, and how to have it adjusted at last (tempered.py), which takes some time."""
 
     answer: Answer
     sharpened: Callable[[], Answer]
@@ -84,7 +84,7 @@ class Attempt(NamedTuple):
     def of(cls, matches: matching.Matches, mapper: adjust.Mapper, built: Built, found: Sequence[Built]) -> Attempt:
         """The attempt whose best model is `built`, of all that were `found`."""
         job = mapper.job
-        return cls(built.judged(job, found), lambda: adjusted_last(matches, mapper, built).judged(job, found))
+        return cls(built.judged(job, found), lambda: adjusted_last(matches, mapper, built).judged(job, found, built))
 
     def with_note(self, code: str, note: str) -> Attempt:
         """The same with one more note for the user."""
@@ -122,11 +122,12 @@ def solve(job: Job, folder: Path) -> None:
     if job.sequences:
         database = folder / f"{name}{octave}" / "database.db"
         if can_tell and not (
-            rolled(job, folder, database, best)
+            rolled(job, folder, database, best.answer)
             or wandered(job, folder, database, best.answer)
             or stretched(job, folder, octave, best.answer)
+            or zoomed(job, folder, octave, best.answer)
         ):
-            zoomed(job, folder, octave, best.answer)
+            best.sharpened().write(folder)
         return
     if can_tell and FOLLOWS not in best.answer.report["doubts"] and job.each_alone() is not None:
         best = apart(job, folder, octave, best)
@@ -170,16 +171,16 @@ def apart(job: Job, folder: Path, octave: int, shared: Attempt) -> Attempt:
     return best
 
 
-def rolled(job: Job, folder: Path, database: Path, shared: Attempt) -> bool:
+def rolled(job: Job, folder: Path, database: Path, shared: Answer) -> bool:
     """Keep a model of a video whose frames are read row by row, if one fits better; whether it does."""
-    found = rolling.readout(job, shared.answer)
+    found = rolling.readout(job, shared)
     if found is None:
         return False
     straight = _copied(database, folder / "rolling")
-    rolling.straighten(job, shared.answer, found, straight)
-    best = _with_moved_features(job, folder, straight, shared.answer)
+    rolling.straighten(job, shared, found, straight)
+    best = _with_moved_features(job, folder, straight, shared)
     if best is not None:
-        best.with_note("rolling-shutter", rolling.NOTE.format(1000 * found.whole_s)).write(folder)
+        best.with_note("rolling-shutter", rolling.NOTE.format(1000 * found.whole_s)).sharpened().write(folder)
     return best is not None
 
 
@@ -192,7 +193,7 @@ def wandered(job: Job, folder: Path, database: Path, shared: Answer) -> bool:
     wander.at_rest(job, away, resting)
     best = _with_moved_features(job, folder, resting, shared)
     if best is not None:
-        wander.as_taken(best, away).with_note("moving-crop", wander.NOTE).write(folder)
+        wander.as_taken(best.answer, away).with_note("moving-crop", wander.NOTE).write(folder)
     return best is not None
 
 
@@ -201,13 +202,13 @@ def _copied(database: Path, here: Path) -> Path:
     return Path(shutil.copy(database, here))
 
 
-def _with_moved_features(job: Job, folder: Path, database: Path, shared: Answer) -> Answer | None:
+def _with_moved_features(job: Job, folder: Path, database: Path, shared: Answer) -> Attempt | None:
     """The best model of a database whose features were moved since there was a shared model, if it fits better."""
     known = (shared.has & shared.trusted)[:, None, None]
     again = replace(job, follows=False, start=np.where(known, shared.cam_from_world, np.nan))
-    models = [each.answer for each in of_matches(again, folder, database)]
-    models = [each for each in models if is_as_good(each, shared) and is_tighter(each, shared)]
-    return max(models, key=value, default=None)
+    models = of_matches(again, folder, database)
+    found = [each for each in models if is_as_good(each.answer, shared) and is_tighter(each.answer, shared)]
+    return max(found, key=lambda each: value(each.answer), default=None)
 
 
 def stretched(job: Job, folder: Path, octave: int, shared: Answer) -> bool:
@@ -222,9 +223,9 @@ def stretched(job: Job, folder: Path, octave: int, shared: Answer) -> bool:
     return bool(models)
 
 
-def zoomed(job: Job, folder: Path, octave: int, shared: Answer) -> None:
+def zoomed(job: Job, folder: Path, octave: int, shared: Answer) -> bool:
     """Where frames of a video seem to have different focal lengths, keep a model from the matches alone in which they
-    do not, if the network's poses misled this one; or else one in which each frame has its own: the lens zooms.
+    do not, if the network's poses misled this one; or else one in which each frame has its own. Whether they seem to.
 
     One camera explains the matches nearly as well, with a wrong path (8.8 cm off, or 2.0 with focal lengths of their
     own, where a walk of 60 frames zooms by half; 43 cm off, or 1.5 without the network's poses, in a rendered hall).
@@ -232,7 +233,7 @@ def zoomed(job: Job, folder: Path, octave: int, shared: Answer) -> None:
     """
     focals_px = None if job.held.any() else varying_focals(job, shared)
     if focals_px is None:
-        return
+        return False
     shared.with_zoom().with_doubts(range(len(job.views)), ZOOMS).write(folder)
     if shared.report["start"]:
         free = replace(job, start=np.full_like(job.start, np.nan))
@@ -240,12 +241,13 @@ def zoomed(job: Job, folder: Path, octave: int, shared: Answer) -> None:
         models = [each for each in models if varying_focals(job, each) is None]
         if models:
             max(models, key=value).write(folder)
-            return
+            return True
     if (alone := job.each_alone(focals_px)) is not None:
         models = [each.answer for each in attempts(alone, folder, octave, "alone")]
         models = [each for each in models if is_as_good(each, shared, MOST)]
         if models:
             max(models, key=value).with_zoom().write(folder)
+    return True
 
 
 def varying_focals(job: Job, answer: Answer) -> np.ndarray | None:

@@ -10,7 +10,7 @@ import pytest
 
 from lean3r.refine.job import Answer
 from lean3r.refine.judge import BESIDE
-from lean3r.refine.kinks import behind_kinks, behind_sidesteps, kinks, sides_of_kinks
+from lean3r.refine.kinks import behind_kinks, behind_sidesteps, frayed, kinks, sides_of_kinks
 
 FRAMES = 40
 VIDEO = [list(range(FRAMES))]
@@ -83,3 +83,11 @@ def test_single_bad_frames_are_no_kink(fitting: Mapping[int, int]) -> None:
 
 def test_photos_have_no_kinks() -> None:
     assert kinks(model({22: 89, 23: 85, 24: 80, 25: 88}), []) == []
+
+
+def test_last_frames_that_fit_badly_are_doubted() -> None:
+    """The last three of an office walk were 12 to 21 cm off, and nothing told; first and blurred ones are right."""
+    walk = model({0: 80, 20: 80, 36: 80, 38: 88, 39: 85})
+    assert frayed(walk, VIDEO) == {38, 39} and frayed(walk, []) == set()
+    assert frayed(model({36: 80, 37: 88}, has=range(38)), VIDEO) == {36, 37}, "those behind them are not registered"
+    assert frayed(model({}), VIDEO) == frayed(model({}, has=range(0)), VIDEO) == set()
