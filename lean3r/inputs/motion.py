@@ -2,6 +2,10 @@
 
 It is measured on small grey frames by phase correlation: first the shift of the whole picture, then of its blocks, so
 that forward motion (blocks move apart) counts as rotation does. No scale, no pose: enough to tell how much has changed.
+
+Where a thing turns before a background that rests, as on a turntable, most of the picture says that nothing changes,
+and blocks show parts of both. There the motion is that of the thing, measured in the quarters of the blocks, and counts
+as if the thing filled the picture.
 """
 
 from __future__ import annotations
@@ -18,11 +22,17 @@ MOST_LOST = 0.5  # share of frames from which on the motion is not known
 FOLLOW = 0.02  # of the longer side: motion since the reference frame at which the next frame takes its place
 SHARP_REACH = 0.35  # share of a step by which a frame may be early or late to be the sharpest
 REACH = 8  # frames by which it may be early at most
+RESTS = 1 / 3  # share of the quarters of blocks from which on the background rests; in walks it is 0.26 at most
+LEAST_DETAIL = 6.0  # grey levels: standard deviation of a quarter that tells
+UNLIKE, STILL_PEAK = 0.25, 0.5  # of it, by which a quarter may change that rests; or its phase correlation at least
+SURE_PEAK = 0.15  # phase correlation of a quarter that moves
+LEAST_THING = 0.2  # share of the picture that a thing is taken to fill at least
+SEVERAL = 2  # quarters that have to move: one may be mistaken
 
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """For N frames: the motion of the picture's blocks since the frame before, shift [N, B, 2] in shares of the longer
+    """For N frames: the motion of the picture's parts since the frame before, shift [N, B, 2] in shares of the longer
     side (zeros first), sharpness [N] (mean squared Laplacian over variance), and where the motion was lost, lost [N]:
     consecutive frames have nothing in common there, and the shift is a guess."""
 
@@ -53,10 +63,11 @@ class Meter:
         self._last: np.ndarray | None = None
         self._reference: np.ndarray | None = None
         self._moved = np.zeros((1, 2))  # by the blocks from the reference frame to the last one
+        self._thing = Thing()
 
     def add(self, frame: np.ndarray) -> tuple[np.ndarray, float]:
-        """The shift [B, 2] of a small grey frame [H, W] uint8 since the one before, and its sharpness; ValueError for
-        one of another size."""
+        """The shift [B, 2] of the quarters of the blocks of a small grey frame [H, W] uint8 since the one before, and
+        its sharpness; ValueError for one of another size."""
         grey = frame.astype(np.float32)
         if self._reference is None or self._last is None:
             self._reference, shift = grey, np.zeros((len(_corners(*grey.shape)), 2))
@@ -66,7 +77,8 @@ class Meter:
         else:
             shift = shift_between(self._last, grey)
         self._lost.append(shift is None)
-        self._shifts.append(np.full_like(self._moved, LOST / np.sqrt(2)) if shift is None else shift)
+        shift = np.full_like(self._moved, LOST / np.sqrt(2)) if shift is None else shift
+        self._shifts.append(self._thing.shift(grey, np.repeat(shift, 4, axis=0)))
         self._sharpness.append(sharpness_of(grey))
         self._last = grey
         if moved is None or float(np.linalg.norm(moved, axis=1).mean()) > FOLLOW:
@@ -78,6 +90,28 @@ class Meter:
     def motion(self) -> Motion:
         """Of all frames so far; ValueError for none."""
         return Motion(np.stack(self._shifts), np.array(self._sharpness), np.array(self._lost))
+
+
+class Thing:
+    """What moves by itself before a background that rests. Its motion is measured from a reference frame, which follows
+    where anything has moved clearly."""
+
+    def __init__(self) -> None:
+        self._reference: np.ndarray | None = None
+        self._counted: np.ndarray | float = 0.0  # motion since the reference frame
+
+    def shift(self, grey: np.ndarray, usual: np.ndarray) -> np.ndarray:
+        """The shift [4 * B, 2] of the quarters of a frame's blocks since the frame before: as `usual` but where a thing
+        moves before a background that rests; it then makes good what was usual since the reference frame."""
+        if self._reference is None:
+            self._reference = grey
+            return usual
+        is_clear, moved = thing_between(self._reference, grey)
+        shift = usual if moved is None else moved - self._counted
+        self._counted = self._counted + shift
+        if is_clear:
+            self._reference, self._counted = grey, 0.0
+        return shift
 
 
 def measure(frames: Iterable[np.ndarray]) -> Motion:
@@ -173,6 +207,27 @@ def shift_between(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
     return shifts / max(height, width)
 
 
+def thing_between(a: np.ndarray, b: np.ndarray) -> tuple[bool, np.ndarray | None]:
+    """Whether anything has moved clearly from frame a to b [H, W] float32; and by how much the quarters of blocks have
+    [4 * B, 2], in shares of the longer side as if the thing filled the picture, if something has and the rest rests."""
+    before, after, side = _quarters(a), _quarters(b), max(a.shape)
+    detail, change = before.std(axis=(1, 2)), (after - before).std(axis=(1, 2))
+    tells = detail >= LEAST_DETAIL
+    if (tells & (change < detail / 2)).sum() < RESTS * tells.sum():  # the rest is spared
+        return True, None
+    shifts, peaks = _correlate(spectrum_of(before), after)
+    pixels = np.linalg.norm(shifts, axis=1)
+    rests = tells & (pixels == 0) & ((change < UNLIKE * detail) | (peaks >= STILL_PEAK))
+    moves = tells & (pixels > 0) & (peaks >= SURE_PEAK)
+    changed = tells & ~rests
+    is_clear = (moves & (pixels > FOLLOW * side)).sum() >= SEVERAL or (changed & ~moves).sum() > changed.sum() / 2
+    moves &= pixels <= BLOCK / 8
+    if moves.sum() < SEVERAL or rests.sum() < RESTS * tells.sum():
+        return bool(is_clear), None
+    share = max(LEAST_THING, moves.sum() / (moves | rests).sum())
+    return bool(is_clear), np.where(moves[:, None], shifts, 0.0) * (1 / share**2 / side)
+
+
 def whole_shift(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
     """The shift (rows, columns) in pixels of the whole picture from frame a to b [H, W]; None if it is not found."""
     return whole_shift_of(spectrum_of(a[None]), b)
@@ -207,6 +262,13 @@ def _corners(height: int, width: int) -> list[tuple[int, int]]:
     """Upper left corners of blocks that cover a frame."""
     rows, cols = (np.linspace(0, n - BLOCK, max(1, round(n / BLOCK))).astype(int) for n in (height, width))
     return [(int(y), int(x)) for y in rows for x in cols]
+
+
+def _quarters(frame: np.ndarray) -> np.ndarray:
+    """The quarters [4 * B, BLOCK / 2, BLOCK / 2] of a frame's blocks, those of each block one after the other."""
+    blocks = np.stack([frame[y : y + BLOCK, x : x + BLOCK] for y, x in _corners(*frame.shape)])
+    half = BLOCK // 2
+    return blocks.reshape(-1, 2, half, 2, half).swapaxes(2, 3).reshape(-1, half, half)
 
 
 def sharpness_of(grey: np.ndarray) -> float:

@@ -3,7 +3,8 @@ videos also those that run through a strip of it, as news do, whose words match 
 
 They match best of all, as if the camera were at rest, and can outnumber the matches of the scene. What gives them away
 is the place: there, most matches stand still, or are all shifted by the same, in pairs of frames between which the rest
-of the picture moves far. Points of a scene hardly ever do (6 of 21,531 matches of a walk through an office).
+of the picture moves far. Points of a scene hardly ever do (6 of 21,531 matches of a walk through an office). So does a
+background that rests while a thing turns before it, whose matches are ten times as many as those of the thing.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def overlaid(
     before: list[np.ndarray], after: list[np.ndarray], width: int, height: int, least: int
 ) -> list[np.ndarray]:
     """Which matches of each pair of pictures, pixels [M, 2] in both, are of an overlay [M] bool: at places where most
-    of them, and at least so many, stand still."""
+    of them, and at least so many, stand still; or at all places, if most matches do. Then a background rests, of which
+    a thing before it shows some places in a few pictures only."""
     still_there, all_there = np.zeros((2, -(-height // CELL), -(-width // CELL)))
     cells, still = [], []
     for old, new in zip(before, after, strict=True):
@@ -78,6 +80,7 @@ def overlaid(
             np.add.at(all_there, (row, column), 1)
             np.add.at(still_there, (row[is_still], column[is_still]), 1)
     is_overlay = (still_there >= least) & (still_there > MOST * all_there)
+    is_overlay |= still_there.sum() > MOST * all_there.sum()
     return [is_still & is_overlay[cell] for is_still, cell in zip(still, cells, strict=True)]
 
 

@@ -65,6 +65,28 @@ def test_motion_by_parts_of_a_pixel_adds_up() -> None:
     assert not still.shift.any()
 
 
+def turntable(places: np.ndarray) -> list[np.ndarray]:
+    """A wall of which a sixth is a drum that has turned by so many pixels, with the noise of a sensor."""
+    wall, drum, rng = panorama().astype(np.float32), panorama(1).astype(np.float32), np.random.default_rng(2)
+    frames = []
+    for place in places:
+        left, part = int(place), place % 1
+        frame = wall[10 : 10 + HEIGHT, :WIDTH] + rng.normal(0, 3, (HEIGHT, WIDTH))
+        cut = drum[30:110, left : left + 61]
+        frame[24:104, 66:126] = (1 - part) * cut[:, :-1] + part * cut[:, 1:]
+        frames.append(frame.clip(0, 255).astype(np.uint8))
+    return frames
+
+
+@pytest.mark.parametrize("speed", [0.3, 3.0])
+def test_a_thing_that_turns_before_a_background_at_rest_is_what_moves(speed: float) -> None:
+    """As on a turntable: one picture for half a turn was left, since most of the picture rests."""
+    places = speed * np.arange(int(150 / speed))
+    chosen = choose(measure(turntable(np.r_[places, [places[-1]] * 40])), least=2, most=120, step=0.12)
+    assert 20 <= len(chosen) <= 50 and max(chosen) < len(places), "none where it rests"
+    assert np.diff(places[chosen]).max() <= 10
+
+
 @pytest.mark.parametrize("most", [5, 20, 37])
 def test_a_limit_makes_larger_steps(most: int) -> None:
     motion = measure(film([9.0 * i for i in range(100)]))

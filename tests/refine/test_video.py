@@ -276,6 +276,23 @@ def test_what_stands_still_or_runs_through_pictures_that_move_is_no_part_of_the_
     np.testing.assert_array_equal(others[others[:, 1] < 170], moving[moving[:, 1] < 170])
 
 
+@pytest.mark.parametrize(("background", "rests"), [(300, True), (20, False)])
+def test_what_stands_still_at_a_place_that_few_pictures_show_is_of_a_background_that_rests(
+    background: int, rests: bool
+) -> None:
+    """As on a turntable, beside the thing: 7 of 14 cameras were taken for certain that followed such places. Where
+    little stands still, such matches may be of the scene."""
+    rng = np.random.default_rng(0)
+    usual, rare, thing = (
+        rng.uniform(*room, (count, 2)) for room, count in (((0, 64), background), ((80, 96), 3), ((100, 180), 60))
+    )
+    before = [np.concatenate([usual, *([rare] if pair == 0 else []), thing]) for pair in range(12)]
+    after = [old + (np.arange(len(old)) >= len(old) - 60)[:, None] * (20.0, 0.0) for old in before]
+    found = overlay.overlaid(before, after, 240, 200, overlay.LEAST)
+    assert found[0][background : background + 3].tolist() == 3 * [rests]
+    assert not any(each[-60:].any() for each in found), "the thing stays"
+
+
 def test_features_are_those_of_the_pixels_and_the_last_ones_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
