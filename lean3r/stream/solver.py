@@ -274,7 +274,8 @@ def contradicted(scene: Reconstruction, gone_on: Reconstruction | None, joined: 
         return []
     is_registered = np.array([view["part"] != -1 for view in gone_on.info["refinement"]["views"]])
     elsewhere = differing(scene.cam_from_world, scene.is_certain, gone_on.cam_from_world, is_registered)
-    return np.union1d(np.flatnonzero(scene.is_certain & is_registered & ~gone_on.is_certain), elsewhere).tolist()
+    doubted = np.flatnonzero(scene.is_certain & is_registered & ~gone_on.is_certain).tolist()
+    return sorted({*doubted, *elsewhere})
 
 
 def complete(results: Sequence[Result], others: Sequence[Result]) -> None:
