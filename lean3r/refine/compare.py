@@ -14,6 +14,7 @@ WELL, GAIN = 0.9, 0.05  # share of matches that truly shared cameras fit; gain t
 MORE = 1.08
 SHARPER = 0.8  # or ratio of their errors; 0.3 to 0.6 where half of the photos are zoomed, if EXIF hides it
 ALMOST = 0.98  # of the matches that a model fits, that another one must fit
+MOST = 2 / 3  # of the views that shared cameras trust, where they fit a focal length that cannot be true
 STRONG = 150  # measurements of the weaker views of a model above which finer features are not needed
 
 

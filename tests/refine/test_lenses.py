@@ -14,11 +14,11 @@ from PIL import Image
 from lean3r.inputs.pictures import Pictures
 from lean3r.refine import KnownCameras, RefineOptions, refine, worker
 from lean3r.refine.adjust import pincushion
+from lean3r.refine.attempts import Attempt
 from lean3r.refine.built import NO_FOCAL, NO_LENS, why_made_up
 from lean3r.refine.features import camera_of
 from lean3r.refine.job import Answer, Group, Job, View
 from lean3r.refine.separate import DIFFERENT, TURNED, Own, difference_deg
-from lean3r.refine.worker import Attempt
 from lean3r.types import Reconstruction
 
 sys.path.insert(0, str(Path(__file__).parent))

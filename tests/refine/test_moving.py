@@ -14,9 +14,9 @@ from scenes import FOCAL, HEIGHT, WIDTH, arc, look, scene, write
 import lean3r
 from lean3r.eval.pose_errors import rotation_error_deg
 from lean3r.refine import refine, run
+from lean3r.refine.attempts import FOLLOWS
 from lean3r.refine.job import Answer, Group, Job, View
 from lean3r.refine.moving import keep_only, moving
-from lean3r.refine.worker import FOLLOWS
 
 VIEWS = 5
 LENS = ("SIMPLE_PINHOLE", (FOCAL, WIDTH / 2, HEIGHT / 2))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from lean3r.refine import settle, worker
+from lean3r.refine import compare, settle
 from lean3r.refine.built import Built, doubted
 from lean3r.refine.job import Answer
 
@@ -206,5 +206,5 @@ def test_a_second_model_is_settled_only_if_it_is_more_than_the_first() -> None:
     first, all_frames = model_of(walk(), np.arange(FRAMES) > 2), model_of(walk())
     first.report["after"]["inliers"] = all_frames.report["after"]["inliers"] = 1000
     richer = replace(first, report=first.report | {"after": first.report["after"] | {"inliers": 1100}})
-    assert worker.is_promising(all_frames, first) and worker.is_promising(richer, first)
-    assert not worker.is_promising(first, first) and not worker.is_promising(first, all_frames)
+    assert compare.is_promising(all_frames, first) and compare.is_promising(richer, first)
+    assert not compare.is_promising(first, first) and not compare.is_promising(first, all_frames)

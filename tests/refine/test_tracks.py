@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from lean3r.colmap_library import pycolmap
 from lean3r.inputs.pictures import Pictures
-from lean3r.refine import RefineOptions, features, matching, prepare, tracks, worker
+from lean3r.refine import RefineOptions, attempts, features, matching, prepare, tracks
 from lean3r.refine.job import MASKS, PICTURES, Job
 from lean3r.refine.options import KnownCameras
 from lean3r.refine.tracks import Frame, add_tracks, follow
@@ -170,7 +170,7 @@ def test_points_are_followed_if_the_pictures_ask_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follows: bool
 ) -> None:
     asked: list[Path] = []
-    monkeypatch.setattr(worker, "add_tracks", lambda job, folder, database: asked.append(folder))
+    monkeypatch.setattr(attempts, "add_tracks", lambda job, folder, database: asked.append(folder))
     assert video(tmp_path, follows).follows == follows
-    list(worker.attempts(Job.read(tmp_path), tmp_path, features.COARSE))
+    list(attempts.attempts(Job.read(tmp_path), tmp_path, features.COARSE))
     assert asked == [tmp_path] * follows

@@ -22,6 +22,7 @@ from lean3r.refine import (
     ahead,
     aside,
     features,
+    film_lenses,
     matching,
     overlay,
     run,
@@ -203,7 +204,7 @@ def test_a_lens_that_zooms_gets_a_focal_length_for_each_frame_or_nothing_is_trus
 def test_a_point_that_runs_away_does_not_hide_a_zoom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the midst of an adjustment, one may project anywhere."""
     job = window(0, 11, tmp_path, focals=(scenes.FOCAL * ZOOM).tolist())
-    monkeypatch.setattr(worker, "zoomed", lambda *_: None)
+    monkeypatch.setattr(film_lenses, "LENSES", film_lenses.LENSES[:-1])
     worker.solve(job, tmp_path)
     shared, adjusted = Answer.read(tmp_path), separate.pycolmap.bundle_adjustment
     assert shared is not None
@@ -215,7 +216,7 @@ def test_a_point_that_runs_away_does_not_hide_a_zoom(tmp_path: Path, monkeypatch
         point.xyz = seen_by.cam_from_world().inverse() * np.array([1e9, 0, 1e-6])
 
     monkeypatch.setattr(separate.pycolmap, "bundle_adjustment", astray)
-    assert worker.varying_focals(job, shared) is not None
+    assert film_lenses.varying_focals(job, shared) is not None
 
 
 def test_poses_of_the_network_that_misled_a_model_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +227,7 @@ def test_poses_of_the_network_that_misled_a_model_are_left_out(tmp_path: Path, m
         seen.append(answer.report["start"])
         return np.full(11, 300.0) if answer.report["start"] else None
 
-    monkeypatch.setattr(worker, "varying_focals", varying)
+    monkeypatch.setattr(film_lenses, "varying_focals", varying)
     worker.solve(job, tmp_path)
     answer = Answer.read(tmp_path)
     assert answer is not None and answer.trusted.all() and "zooms" not in answer.report
