@@ -18,7 +18,7 @@ from lean3r.refine.compare import ENOUGH, fitness, fitting, is_enough, is_promis
 from lean3r.refine.inset import drop_insets
 from lean3r.refine.job import Answer, Job
 from lean3r.refine.moving import keep_only, moving
-from lean3r.refine.overlay import drop_overlays
+from lean3r.refine.overlay import RESTS, drop_overlays
 from lean3r.refine.settle import NEARLY, refitted, settle, soundest
 from lean3r.refine.tempered import adjusted_last
 from lean3r.refine.tracks import add_tracks
@@ -90,11 +90,17 @@ def of_place(job: Job, folder: Path, database: Path) -> Iterator[Attempt]:
 
 
 def of_matches(job: Job, folder: Path, database: Path) -> Iterator[Attempt]:
-    """The best model of the matches in a database; if it lacks views, also one from those verified with its cameras."""
-    here = database.parent
+    """The models of the matches in a database that are not of something on the pictures."""
     if job.follows:
         add_tracks(job, folder, database)
-    drop_overlays(job, database)
+    rests = drop_overlays(job, database)
+    for attempt in of_scene(job, folder, database):
+        yield attempt.with_note("background-rests", RESTS) if rests else attempt
+
+
+def of_scene(job: Job, folder: Path, database: Path) -> Iterator[Attempt]:
+    """The best model of the matches in a database; if it lacks views, also one from those verified with its cameras."""
+    here = database.parent
     if job.sequences:
         given, job = job, focal.with_focals(job, database)
         matches = matching.verify_again(job, database)

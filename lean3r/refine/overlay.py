@@ -25,12 +25,16 @@ STILL_PX, MOVED_PX = 1.0, 16.0  # a match that stands still; median of the other
 MOST, LEAST = 0.5, 10  # share and number of the matches at a place that stand still, where it is an overlay
 RUN_PX, LEVEL_PX, MANY = 4.0, 0.3, 100  # how far a text runs, and goes up or down; its matches in a row of squares
 LEAST_OF_PHOTOS = 3  # such a number: they are few, and seldom taken twice from one place
+RESTS = (
+    "most of the picture rests while a part of it moves, as a thing on a turntable or a film within a frame: cameras "
+    "are relative to what moves"
+)
 
 
-def drop_overlays(job: Job, database: Path) -> None:
+def drop_overlays(job: Job, database: Path) -> bool:
     """Remove the matches of overlays on the frames of videos, and on photos, from a database; of frames also those of
-    flat pictures (crops.py)."""
-    ids = image_ids(job, database)
+    flat pictures (crops.py). Whether most matches were such, as of a background that rests."""
+    ids, rests = image_ids(job, database), False
     with pycolmap.Database.open(database) as opened:
         listed = zip(*opened.read_all_matches(), strict=True)
         pairs = [(*pycolmap.pair_id_to_image_pair(pair), np.asarray(index)) for pair, index in listed if len(index)]
@@ -40,7 +44,8 @@ def drop_overlays(job: Job, database: Path) -> None:
             within = [(a, b, index) for a, b, index in pairs if a in xy and b in xy]
             before = [xy[a][index[:, 0]] for a, _, index in within]
             after = [xy[b][index[:, 1]] for _, b, index in within]
-            found = overlaid(before, after, group.width, group.height, least)
+            found, most_do = overlaid(before, after, group.width, group.height, least)
+            rests |= most_do
             if alike in job.sequences:
                 flat = of_crops([(a, b) for a, b, _ in within], before, after)
                 runs = running(before, after, group.height)
@@ -49,6 +54,7 @@ def drop_overlays(job: Job, database: Path) -> None:
                 if is_overlay.any():
                     opened.delete_matches(a, b)
                     opened.write_matches(a, b, index[~is_overlay].astype(np.uint32))
+    return rests
 
 
 def _in_one_format(job: Job) -> list[tuple[Sequence[int], int]]:
@@ -64,10 +70,10 @@ def _in_one_format(job: Job) -> list[tuple[Sequence[int], int]]:
 
 def overlaid(
     before: list[np.ndarray], after: list[np.ndarray], width: int, height: int, least: int
-) -> list[np.ndarray]:
+) -> tuple[list[np.ndarray], bool]:
     """Which matches of each pair of pictures, pixels [M, 2] in both, are of an overlay [M] bool: at places where most
-    of them, and at least so many, stand still; or at all places, if most matches do. Then a background rests, of which
-    a thing before it shows some places in a few pictures only."""
+    of them, and at least so many, stand still; or at all places, if most matches do. Whether they do: then a background
+    rests, of which a thing before it shows some places in a few pictures only."""
     still_there, all_there = np.zeros((2, -(-height // CELL), -(-width // CELL)))
     cells, still = [], []
     for old, new in zip(before, after, strict=True):
@@ -80,8 +86,8 @@ def overlaid(
             np.add.at(all_there, (row, column), 1)
             np.add.at(still_there, (row[is_still], column[is_still]), 1)
     is_overlay = (still_there >= least) & (still_there > MOST * all_there)
-    is_overlay |= still_there.sum() > MOST * all_there.sum()
-    return [is_still & is_overlay[cell] for is_still, cell in zip(still, cells, strict=True)]
+    rests = bool(still_there.sum() > MOST * all_there.sum())
+    return [is_still & (rests | is_overlay[cell]) for is_still, cell in zip(still, cells, strict=True)], rests
 
 
 def running(before: list[np.ndarray], after: list[np.ndarray], height: int) -> list[np.ndarray]:

@@ -288,6 +288,7 @@ def warnings_of(
             ("fisheye", window.get("fisheye")),
             ("rolling-shutter", window.get("rolling-shutter")),
             ("moving-crop", window.get("moving-crop")),
+            ("background-rests", window.get("background-rests")),
             ("views-disagree", window.get("disagrees")),
             ("not-joined", window.get("join", {}).get("bad")),
         ):
@@ -315,6 +316,8 @@ def warnings_of(
         "cameras are those of the middle of each, and depth is less sure where it turns fast",
         "moving-crop": f"in {count['moving-crop']} {of} the film seems to have been steadied by moving its crop: each "
         "camera has a principal point of its own",
+        "background-rests": f"in {count['background-rests']} {of} most of the picture rests while a part of it moves, "
+        "as a thing on a turntable or a film within a frame: cameras are relative to what moves",
         "views-disagree": f"in {count['views-disagree']} {of} the depths of views that see the same place contradict "
         "each other: their cameras may be far off",
         "not-joined": f"{count['not-joined']} {of} do not fit those before: what is in them may be elsewhere",

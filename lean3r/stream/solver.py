@@ -39,6 +39,7 @@ logger = logging.getLogger("lean3r")
 CALIBRATED = 2 / 3  # of a window's views whose cameras are trusted: then its intrinsics serve the next ones
 SOUND = 1 / 2  # of the keyframes of a full window: fewer tell a focal length, and the way, less well than later ones do
 CLEARLY = 0.01  # of the longer side: how far lines bend at a corner of a lens that serves the next windows, too
+OF_WINDOWS = ("stretched", "fisheye", "rolling-shutter", "moving-crop", "background-rests")  # warnings that are kept
 ISLAND = 5  # keyframes in a row that are trusted although those around them are not
 Pose = Sequence[Sequence[float]]  # [4, 4]
 Camera = tuple[tuple[float, ...], Lens | None]
@@ -146,7 +147,7 @@ class Solver:
             "refinement": report["status"],
             **{key: report[key] for key in ("reason", "zooms") if key in report},
             **({"disagrees": True} if warns(scene, "views-disagree") else {}),
-            **{code: True for code in ("stretched", "fisheye", "rolling-shutter", "moving-crop") if warns(scene, code)},
+            **{code: True for code in OF_WINDOWS if warns(scene, code)},
             **({"past": past_in(results, **report["past"])} if "past" in report else {}),
             "focal_px": round(float(np.median([r.original_intrinsics[0, 0] for r in results])), 3),
         }

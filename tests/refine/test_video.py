@@ -271,7 +271,7 @@ def test_what_stands_still_or_runs_through_pictures_that_move_is_no_part_of_the_
 
     still, moving = standing()
     assert len(still) > 250 and np.median(still[:, 1]) > 180
-    overlay.drop_overlays(job, database)
+    assert not overlay.drop_overlays(job, database)
     left, others = standing()
     assert len(left) < len(still) / 10
     np.testing.assert_array_equal(others[others[:, 1] < 170], moving[moving[:, 1] < 170])
@@ -289,9 +289,23 @@ def test_what_stands_still_at_a_place_that_few_pictures_show_is_of_a_background_
     )
     before = [np.concatenate([usual, *([rare] if pair == 0 else []), thing]) for pair in range(12)]
     after = [old + (np.arange(len(old)) >= len(old) - 60)[:, None] * (20.0, 0.0) for old in before]
-    found = overlay.overlaid(before, after, 240, 200, overlay.LEAST)
+    found, is_background = overlay.overlaid(before, after, 240, 200, overlay.LEAST)
+    assert is_background == rests
     assert found[0][background : background + 3].tolist() == 3 * [rests]
     assert not any(each[-60:].any() for each in found), "the thing stays"
+
+
+def test_a_film_within_a_frame_says_that_most_of_the_picture_rests(tmp_path: Path) -> None:
+    job = window(0, 8, tmp_path)
+    frame = Image.fromarray((255 * scenes.texture(5)[: scenes.HEIGHT, : scenes.WIDTH]).astype(np.uint8))
+    for view in job.views:
+        film = Image.open(tmp_path / PICTURES / str(view.file)).crop((50, 40, 270, 200))
+        framed = frame.copy()
+        framed.paste(film, (50, 40))
+        framed.save(tmp_path / PICTURES / str(view.file))
+    worker.solve(job, tmp_path)
+    answer = Answer.read(tmp_path)
+    assert answer is not None and "background-rests" in [code for code, _ in answer.report["notes"]]
 
 
 def test_features_are_those_of_the_pixels_and_the_last_ones_are_kept(
