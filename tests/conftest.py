@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from golden_numbers import folder_option, golden_folder
+from quick_triton import make_quick
 
 SOFTWARE = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 
@@ -27,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported: kernels then run on the CPU
+        make_quick()
     torch.set_num_threads(1)  # the tests run in two processes
     # Fresh memory holds NaN, so that reading what was never written shows.
     torch.use_deterministic_algorithms(True, warn_only=True)

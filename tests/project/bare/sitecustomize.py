@@ -3,10 +3,12 @@
 As on a GPU image where nothing can be installed. Packages that are installed here are not found.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import Distribution
+from pathlib import Path
 
 THERE = {"torch", "triton", "numpy", "safetensors", "functorch", "torchgen"}
 THEY_NEED = {"typing_extensions", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock", "fsspec"}
@@ -31,3 +33,9 @@ class BareFinder(PathFinder):
 
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = BareFinder  # type: ignore[arg-type]
+if os.environ.get("TRITON_INTERPRET"):
+    sys.path.append(str(Path(__file__).parents[2]))
+    from quick_triton import make_quick
+
+    sys.path.pop()
+    make_quick()
