@@ -5,9 +5,9 @@ Whoever has a `Job` asks it for a copy of itself, and hears how that ended (`ask
 
 Shell commands run in bash, Python blocks in the process of their page, in one namespace. Commands that name the same
 -o are alternatives, so an earlier result is removed first. A plain `lean3r ...` is a copy, too, of a process that has
-imported most of lean3r, unless the page changes the code. If small, these and the Python blocks give nano and stereo
-pictures of a quarter of the side, which takes half of the time. The examples run in such copies, too
-(test_examples.py).
+imported most of lean3r, unless the page changes the code; and so are the processes that it starts for training, data
+and measurements. If small, these and the Python blocks give nano and stereo pictures of a quarter of the side, which
+takes half of the time. The examples run in such copies, too (test_examples.py).
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ MOST = [
     *TORCH,
     *("av", "matplotlib.figure", "torch._dynamo", "typeguard", "lean3r.cli.reconstruct", "lean3r.colmap_library"),
     *("lean3r.models.nano", "lean3r.pipeline.from_files", "lean3r.pipeline.load", "lean3r.refine.run"),
-    "lean3r.stereo.dense",
+    *("lean3r.stereo.dense", "lean3r.data.world.synthetic"),
 ]
 SIDES = 64, 80  # of nano's pictures and, larger as always, of measured depth
+TEXELS = 16  # of the side of a texture of the synthetic world, which is painted anew for every process
 SECONDS = 1500
 PLAIN = re.compile(r"lean3r [^|&;<>$*?~\\\n`(){}]*")  # nothing that bash would read in another way than shlex
 
@@ -145,8 +146,10 @@ def do(job: Job) -> None:
         sys.argv[:] = job.words[1:]
         runpy.run_path(sys.argv[0], run_name="__main__")
     elif job.words:
+        copy_this_process()
         run_lean3r(job.words, job.is_small)
     else:
+        copy_this_process()
         run_page(job)
 
 
@@ -182,9 +185,18 @@ def run_lean3r(words: list[str], is_small: bool) -> None:
     sys.argv[:] = words
     if is_small:
         make_small()
+        from lean3r.data.world import synthetic
+
+        paint = synthetic.atlas
+        synthetic.atlas = lambda seed, tiles, size, *more: paint(seed, tiles, min(size, TEXELS), *more)
     from lean3r.cli.main import main as command
 
     sys.exit(command())
+
+
+def copy_this_process() -> None:
+    """Let processes that lean3r starts for training, data and measurements be copies, too, which import nothing."""
+    multiprocessing.context._concrete_contexts["spawn"] = multiprocessing.get_context("fork")  # type: ignore[attr-defined]
 
 
 def make_small() -> None:
