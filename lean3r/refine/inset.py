@@ -101,7 +101,7 @@ def usual_turn(old: np.ndarray, new: np.ndarray) -> complex:
         turns.append(np.conj(lines[np.abs(lines) > 0]))
     of_lines = np.concatenate(turns)
     of_lines /= np.abs(of_lines)
-    usual = np.median(of_lines.real) + 1j * np.median(of_lines.imag)
+    usual = np.median(np.real(of_lines)) + 1j * np.median(np.imag(of_lines))
     return complex(usual / max(abs(usual), 1e-9))
 
 
