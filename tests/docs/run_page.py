@@ -40,6 +40,7 @@ MOST = [
     *("lean3r.stereo.dense", "lean3r.data.world.synthetic"),
 ]
 SIDES = 64, 80  # of nano's pictures and, larger as always, of measured depth
+ALONE = 160  # of pictures that stereo has to itself
 TEXELS = 16  # of the side of a texture of the synthetic world, which is painted anew for every process
 SECONDS = 1500
 PLAIN = re.compile(r"lean3r [^|&;<>$*?~\\\n`(){}]*")  # nothing that bash would read in another way than shlex
@@ -202,9 +203,11 @@ def copy_this_process() -> None:
 def make_small() -> None:
     """Give nano and stereo small pictures."""
     from lean3r.models.nano import Nano
+    from lean3r.models.no_network import NoNetwork
     from lean3r.pipeline import enlarging
 
     Nano.resolution, enlarging.FINER = SIDES
+    NoNetwork.resolution = ALONE
 
 
 def add_row(path: Path, table: str, row: str) -> None:

@@ -64,13 +64,14 @@ def shortened(recipe: Any) -> Any:
 
 
 def photograph_little_and_show(self: lean3r.cli.demo.Demo) -> None:
-    """`lean3r demo` with small photographs."""
+    """`lean3r demo` with small photographs of coarse textures."""
     import lean3r.data.world.showroom
 
+    lean3r.data.world.showroom.TILE_SIZE = 128
     lean3r.data.world.showroom.phone_photos = partial(lean3r.data.world.showroom.phone_photos, height=240, width=320)
     photograph_and_show(self)
 
 
 Registry.get = get
 lean3r.cli.demo.Demo.run = photograph_little_and_show
-lean3r.cli.demo.VIEWS = 4
+lean3r.cli.demo.VIEWS = 3
