@@ -1,7 +1,7 @@
 """What does the compiler make of each Triton kernel? Registers, spills and shared memory, without a GPU.
 
     python benchmarks/gpu/compile.py [--cards 80 89 90 100] [--types bfloat16 ...] [--operators NAME ...]
-                                     [--shapes backbones|edges|all] [--out DIR]
+                                     [--shapes backbones|edges|all] [--no-loops] [--out DIR]
 
 The operators run on tensors without values (`calls.py`), every launch is caught with the configurations that the
 autotuner would try, and each of them is compiled for each card by the Triton that is installed. Writes compiled.json;
@@ -122,7 +122,7 @@ def launches(run: Callable[[], object]) -> list[Launch]:
     return found
 
 
-def variants(operator: str, card: int, kind: str, shapes: str) -> Iterator[Variant]:
+def variants(operator: str, card: int, kind: str, shapes: str, with_loops: bool = True) -> Iterator[Variant]:
     """Each different compiled kernel of an operator on a card, in one type, once."""
     triton.runtime.driver.set_active(Card(card))  # type: ignore[arg-type]
     for call in OPERATORS[operator](getattr(torch, kind)):
@@ -137,7 +137,7 @@ def variants(operator: str, card: int, kind: str, shapes: str) -> Iterator[Varia
                     registers=int(re.findall(r"Used (\d+) registers", log)[0]),
                     spills=int(re.findall(r"(\d+) bytes spill stores", log)[0]),
                     shared=compiled.metadata.shared,
-                    loops=loops(compiled.asm["cubin"]),
+                    loops=loops(compiled.asm["cubin"]) if with_loops else (),
                 )
 
 
@@ -178,6 +178,7 @@ def main() -> int:
     parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES)
     parser.add_argument("--operators", nargs="+", choices=OPERATORS, default=list(OPERATORS))
     parser.add_argument("--shapes", choices=("backbones", "edges", "all"), default="backbones")
+    parser.add_argument("--no-loops", action="store_true", help="do not look into loops, which takes half of the time")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of compiled.json")
     args = parser.parse_args()
     triton.knobs.nvidia.dump_ptxas_log = True
@@ -187,7 +188,7 @@ def main() -> int:
         for operator in args.operators:
             for kind in args.types:
                 for card in args.cards:
-                    for variant in variants(operator, card, kind, args.shapes):
+                    for variant in variants(operator, card, kind, args.shapes, not args.no_loops):
                         compiled.append(variant)
                         print(*asdict(variant).values(), "" if variant.fits else "DOES NOT FIT", flush=True)
     rows = [json.dumps(asdict(variant)) for variant in compiled]

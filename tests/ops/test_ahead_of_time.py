@@ -20,7 +20,7 @@ SPILLED = 512  # bytes a thread, in half precision at the shapes of backbones
 def compiled(root: Path, out: Path, *flags: str) -> list[dict]:
     """Rows of compiled.json; in a process of its own, since this one may have loaded Triton's interpreter."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, str(root / "benchmarks" / "gpu" / "compile.py"), "--out", str(out), *flags]
+    command = [sys.executable, str(root / "benchmarks" / "gpu" / "compile.py"), "--no-loops", "--out", str(out), *flags]
     done = subprocess.run(command, env=env | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
     assert (out / "compiled.json").exists(), done.stderr[-3000:]
     return json.loads((out / "compiled.json").read_text())["variants"]
