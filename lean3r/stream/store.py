@@ -145,11 +145,12 @@ class Store:
                 f"{self.folder / STREAM} cannot be read ({error}); start again with --overwrite."
             ) from error
         wanted = json.loads(json.dumps(self._identity))
-        stored = stored if isinstance(stored, dict) else {}
-        other = [key for key in {**wanted, **stored} if stored.get(key) != wanted.get(key)]
-        if other:
-            found = "; ".join(f"{key}: {stored.get(key)} there, {wanted.get(key)} now" for key in sorted(other))
-            raise UsageError(f"{self.folder} belongs to another stream ({found}). Use the same, or another -o.")
+        found = _differences(stored if isinstance(stored, dict) else {}, wanted)
+        if found:
+            raise UsageError(
+                f"{self.folder} belongs to another stream ({'; '.join(found)}). Use the same command with --resume, or "
+                "another -o."
+            )
         path = self.folder / CHECKPOINT
         if not path.exists():
             return None
@@ -348,3 +349,15 @@ def _whole(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
             return arrays[value["array"]]
         return {key: _whole(each, arrays) for key, each in value["items"].items()}
     return [_whole(each, arrays) for each in value] if isinstance(value, list) else value
+
+
+def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What two streams do not have alike, setting by setting."""
+    found = []
+    for key in sorted({**stored, **wanted}):
+        there, now = stored.get(key), wanted.get(key)
+        if isinstance(there, dict) and isinstance(now, dict):
+            found += _differences(there, now)
+        elif there != now:
+            found.append(f"{key} {there} there, {now} now")
+    return found
