@@ -70,8 +70,8 @@ def _check_all_known(views: Views) -> None:
         without = [name for name, there in zip(names, has.all(0).tolist(), strict=True) if not there]
         if without:
             more = f" and {len(without) - FEW_SHOWN} more" if len(without) > FEW_SHOWN else ""
-            lacking.append(f"no {what} of {', '.join(without[:FEW_SHOWN])}{more}")
+            lacking.append(f"the {what} of {', '.join(without[:FEW_SHOWN])}{more}")
     if lacking:
-        raise UsageError(NEEDS.format(f"; there is {', and '.join(lacking)}"))
+        raise UsageError(NEEDS.format(f"; missing: {', and '.join(lacking)}"))
     if count < 2:
         raise UsageError("without a network (--model none) depth is measured between pictures; give two or more.")
