@@ -14,8 +14,9 @@ import numpy as np
 from lean3r.colmap_library import pycolmap
 from lean3r.refine.job import Job
 from lean3r.refine.matching import LEAST_INLIERS, Matches, image_ids
+from lean3r.refine.moving import keep_only
+from lean3r.refine.overlay import CELL, cells_of
 
-CELL = 16  # pixels; the side of the squares that are an inset or not
 SMALL, APART = 0.2, 0.1  # radius of an inset, and how far its middle may seem to move, in shorter sides of the picture
 SHEET_PX = 2.0  # how far its matches may be from where a sheet of paper has them
 MOST, LEAST, PAIRS = 0.5, 10, 3  # share and number of matches, and pairs of frames, that show an inset
@@ -41,15 +42,15 @@ def drop_insets(job: Job, database: Path, matches: Matches) -> bool:
 
 
 def _drop(is_inset: np.ndarray, database: Path, keypoints: dict[int, np.ndarray]) -> None:
-    lies_there = {image: is_inset[_cells(xy, is_inset.shape)] for image, xy in keypoints.items()}
+    lies_there = {image: is_inset[cells_of(xy, is_inset.shape)] for image, xy in keypoints.items()}
+    left = {}
     with pycolmap.Database.open(database) as opened:
         for pair, index in zip(*opened.read_all_matches(), strict=True):
             a, b = pycolmap.pair_id_to_image_pair(pair)
             if a in lies_there and b in lies_there and len(index):
                 first, second = np.asarray(index).T
-                is_left = ~(lies_there[a][first] | lies_there[b][second])
-                opened.delete_matches(a, b)
-                opened.write_matches(a, b, np.asarray(index)[is_left].astype(np.uint32))
+                left[a, b] = np.asarray(index)[~(lies_there[a][first] | lies_there[b][second])]
+    keep_only(left, database)
 
 
 def inset(before: list[np.ndarray], after: list[np.ndarray], width: int, height: int) -> np.ndarray:
@@ -61,15 +62,15 @@ def inset(before: list[np.ndarray], after: list[np.ndarray], width: int, height:
         if _is_in_place(old, new, min(width, height)):
             fits, turn = _as_a_sheet(old, new)
             if fits.sum() > MOST * len(old) and abs(np.angle(turn)) > TURN_RAD:
-                np.add.at(sheets, _cells(old[fits], sheets.shape), 1)
+                np.add.at(sheets, cells_of(old[fits], sheets.shape), 1)
                 pairs += 1
     is_inset = _with_neighbours(sheets >= LEAST)
     if pairs < PAIRS or not is_inset.any() or not _turns_alone(is_inset, before, after):
         return np.zeros_like(is_inset)
     for old, new in zip(before, after, strict=True):
-        cells = _cells(old, is_inset.shape)
+        cells = cells_of(old, is_inset.shape)
         np.add.at(everywhere, cells, 1)
-        np.add.at(staying, cells, is_inset[_cells(new, is_inset.shape)])
+        np.add.at(staying, cells, is_inset[cells_of(new, is_inset.shape)])
     return is_inset & (staying >= MOST * everywhere)
 
 
@@ -110,20 +111,13 @@ def _turns_alone(is_inset: np.ndarray, before: list[np.ndarray], after: list[np.
     turned = otherwise = 0.0
     pairs = 0
     for old, new in zip(before, after, strict=True):
-        within = is_inset[_cells(old, is_inset.shape)]
+        within = is_inset[cells_of(old, is_inset.shape)]
         if within.sum() >= SEEN and (~within).sum() >= LEAST_INLIERS:
             turn, rest = usual_turn(old[within], new[within]), usual_turn(old[~within], new[~within])
             turned += abs(np.angle(turn))
             otherwise += abs(np.angle(turn / rest))
             pairs += 1
     return pairs >= PAIRS and otherwise > MOST * turned
-
-
-def _cells(xy: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The row and the column of the squares in which pixels [M, 2] lie."""
-    rows, columns = shape
-    column, row = np.clip(xy // CELL, 0, (columns - 1, rows - 1)).astype(int).T
-    return row, column
 
 
 def _with_neighbours(cells: np.ndarray) -> np.ndarray:

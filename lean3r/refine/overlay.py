@@ -79,15 +79,21 @@ def overlaid(
     for old, new in zip(before, after, strict=True):
         moved = np.linalg.norm(new - old, axis=1)
         is_still = moved < STILL_PX
-        row, column = (np.clip(old, 0, (width - 1, height - 1)) // CELL).astype(int).T[::-1]
-        cells.append((row, column))
+        cells.append(cell := cells_of(old, still_there.shape))
         still.append(is_still)
         if (~is_still).sum() >= LEAST_INLIERS and np.median(moved[~is_still]) >= MOVED_PX:
-            np.add.at(all_there, (row, column), 1)
-            np.add.at(still_there, (row[is_still], column[is_still]), 1)
+            np.add.at(all_there, cell, 1)
+            np.add.at(still_there, cell, is_still)
     is_overlay = (still_there >= least) & (still_there > MOST * all_there)
     rests = bool(still_there.sum() > MOST * all_there.sum())
     return [is_still & (rests | is_overlay[cell]) for is_still, cell in zip(still, cells, strict=True)], rests
+
+
+def cells_of(xy: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The row and the column [M] of the squares, in a grid of this shape, in which pixels [M, 2] lie."""
+    rows, columns = shape
+    column, row = np.clip(xy // CELL, 0, (columns - 1, rows - 1)).astype(int).T
+    return row, column
 
 
 def running(before: list[np.ndarray], after: list[np.ndarray], height: int) -> list[np.ndarray]:

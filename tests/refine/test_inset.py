@@ -13,8 +13,9 @@ from PIL import Image
 
 from lean3r.inputs.pictures import Pictures
 from lean3r.refine import KnownCameras, RefineOptions, attempts, features, matching, run
-from lean3r.refine.inset import CELL, inset
+from lean3r.refine.inset import inset
 from lean3r.refine.job import PICTURES
+from lean3r.refine.overlay import CELL
 
 WIDTH, HEIGHT, FOCAL = 540, 360, 500.0
 FRAMES = 14
