@@ -24,6 +24,7 @@ from lean3r.stereo.weights import load_net
 
 FIRST, SECOND = 0.55, 0.2  # reach of the passes, in log depth
 LOOKS = 2  # at every view: by itself, and around what others found, too
+APART = 0.05  # log depth from which, after these, others tell of another surface, however unsure a view is
 
 
 def measure(
@@ -38,8 +39,9 @@ def measure(
     prior [S, H, W]: log depth everywhere; points: log depth [S, H, W] of sparse points, and where they are [S, H, W].
     Two starts (see starts.py) are measured with a wide reach; their mean, weighted by the expected precision, is
     measured with a smaller one. Then views look again, around what they and the others found; the first look is at
-    large pictures in a smaller size (see sizes.py). What stays unsure is drawn to large planes (see planes.py).
-    `advanced` is called LOOKS times a view. After Ctrl-C the views so far are measured, if there are any.
+    large pictures in a smaller size (see sizes.py). What stays unsure is drawn to large planes (see planes.py), and the
+    mean of all that see a place is its depth. `advanced` is called LOOKS times a view. After Ctrl-C the views so far
+    are measured, if there are any.
     """
     net = load_net() if net is None else net
     size = (prior.shape[1], prior.shape[2])
@@ -76,9 +78,16 @@ def measure(
     measured, better = surfaces(first.scene, found), _larger(found, size)
     planes = planes_of(first.scene, measured, found)
     better = replace(better, alone=better.log_depth.clone())
+
+    def agree(view: int) -> None:
+        if found.measured[view]:
+            better.log_depth[view] = joined(scene, measured, better, view, APART)
+
     try:
         second = first if small == size else _Looks(net, scene, points)
         second.for_all(again)
+        measured = surfaces(scene, better)
+        second.for_all(agree)
     except KeyboardInterrupt:
         return replace(better, interrupted=True)
     return better

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from lean3r.stereo import densify
 from lean3r.stereo.classical import measure_classically
 from lean3r.stereo.dense import densify as densify_by
 from lean3r.stereo.joining import join
+from lean3r.stereo.measure import APART
 from lean3r.stereo.posed import Depths, Posed
 from lean3r.stereo.starts import LEAST_POINTS, starts
 from lean3r.types import Reconstruction, Source
@@ -30,6 +32,17 @@ def test_learned_stereo_is_better_than_classical() -> None:
         errors.append([error(before.depth, batch), *(error(way.depth, batch) for way in ways)])
     prior, learned, classical = np.mean(errors, axis=0)
     assert learned < 0.9 * classical < 0.6 * prior
+
+
+def test_a_place_has_the_mean_of_the_depth_that_its_views_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = truth(1)
+    before = scene(batch)
+    true = batch.depth[0].numpy()
+    errors = []
+    for apart in (0.0, APART):
+        monkeypatch.setattr(importlib.import_module("lean3r.stereo.measure"), "APART", apart)
+        errors.append(np.median(np.abs(np.log(densify(before).depth / true))[true > 0]))
+    assert errors[1] < 0.9 * errors[0]
 
 
 def test_starts_go_through_points_but_not_through_outliers() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from stereo.rendered import scene, truth
 
@@ -52,6 +53,25 @@ def test_other_surfaces_and_padding_say_nothing() -> None:
     mask[1:] = False
     off[0] = exact[0] + 0.02
     torch.testing.assert_close(together(replace(given, mask=mask), off, b), off[0])
+
+
+def test_what_is_apart_stays_however_unsure() -> None:
+    given, exact = views()
+    off, b = exact.clone(), torch.full_like(exact, np.log(0.003))
+    off[0] += 0.1
+    b[0] = np.log(0.5)
+    found = Depths(off, b, np.ones(len(off), bool))
+    for apart, moves in ((0.05, False), (0.2, True)):
+        change = joined(given, surfaces(given, found), found, 0, apart) - off[0]
+        assert (change.abs() > 0.09).float().mean() > 0.5 if moves else change.abs().max() < 0.051
+
+
+def test_pieces_join_as_a_whole_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, exact = views()
+    off = exact + 0.01 * torch.randn(exact.shape, generator=torch.Generator().manual_seed(0))
+    whole = together(given, off, torch.full_like(exact, np.log(0.01)))
+    monkeypatch.setattr("lean3r.stereo.others.PIXELS", 1_001)
+    assert torch.equal(together(given, off, torch.full_like(exact, np.log(0.01))), whole)
 
 
 def test_unmeasured_views_say_nothing() -> None:
