@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 from lean3r.colmap_library import pycolmap
 from lean3r.refine import accept, adjust, features, judge, matching
+from lean3r.refine.again import Model, seen_again
 from lean3r.refine.intrinsics import doubt_of_known
 from lean3r.refine.job import Answer, Group, Job
 from lean3r.refine.kinks import FRAYED, KINKED, SIDE, behind_kinks, behind_sidesteps, frayed
@@ -81,12 +83,13 @@ def answer_of(
         poses[view][:3], has[view] = image.cam_from_world().matrix(), True
         cameras[job.views[view].group] = model.cameras[image.camera_id]
     ids = sorted(model.points3D)
-    point, view, xy = [], [], []
+    point, view, feature, xy = [], [], [], []
     for index, point_id in enumerate(ids):
         for element in model.points3D[point_id].track.elements:
             image = model.images[element.image_id]
             point.append(index)
             view.append(view_of[image.name])
+            feature.append(element.point2D_idx)
             xy.append(image.points2D[element.point2D_idx].xy)
     xyz = np.array([model.points3D[i].xyz for i in ids]).reshape(-1, 3)
     point, view = np.array(point, np.int32), np.array(view, np.int32)
@@ -105,7 +108,16 @@ def answer_of(
     shares = accept.pair_shares(matches, used, placed, judge.LEAST_MATCHES)
     times_s = np.array([np.nan if v.timestamp_s is None else v.timestamp_s for v in job.views])
     runs = [(run, times_s[list(run)]) for run in job.sequences]
-    verdict = judge.judge(poses, has, seen, shares, runs, job.held)
+
+    def judged(seen: np.ndarray) -> judge.Verdict:
+        return judge.judge(poses, has, seen, shares, runs, job.held)
+
+    again = np.zeros((0, 2), np.int64)
+    if matches.images is not None and not (runs or job.held.any()):
+        tracks = point, view, np.array(feature, np.int64)
+        again = seen_again(Model(used, poses, xyz, *tracks, matches.keypoints, cache(matches.descriptors)), judged)
+        seen[again[:, 0], again[:, 1]] = True
+    verdict = judged(seen)
     of_videos = {job.views[view].group for run in job.sequences for view in run}
     made_up = [
         why_made_up(
@@ -141,6 +153,7 @@ def answer_of(
             "doubts": doubts,
             "misplaced": misplaced(shares, job.held),
             "notes": [],
+            "again": again.tolist(),
         },
     )
     return answer, shares

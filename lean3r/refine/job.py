@@ -175,8 +175,9 @@ class Answer:
     [P, 3] points with
     error_px [P] and the measurements point, view [O] and xy [O, 2]. `report` holds plain values: "start" (whether it
     began from the given poses), "matches", "before" and "after" (accept.Fit as dictionaries), "parts" and "doubts" (of
-    judge.Verdict), "misplaced" (views whose known poses contradict the matches), "notes" (code and text of each), and
-    "zooms" where the lens of a video does.
+    judge.Verdict), "misplaced" (views whose known poses contradict the matches), "notes" (code and text of each),
+    "again" (a point and a view that shows it, too, though no match says so: again.py), and "zooms" where the lens of a
+    video does.
     """
 
     cam_from_world: np.ndarray

@@ -28,17 +28,26 @@ RELIABLE = ("CALIBRATED", "UNCALIBRATED", "PLANAR", "PLANAR_OR_PANORAMIC", "PANO
 @dataclass(frozen=True, eq=False)
 class Matches:
     """Verified matches of P pairs of views: pairs [P, 2]; for each, indices [M, 2] into the keypoints [K, 2] of both
-    views, and the relative pose b_from_a [4, 4], None where parallax is too small to determine it."""
+    views, and the relative pose b_from_a [4, 4], None where parallax is too small to determine it. `images`: the
+    database that they are from, and the image of each view there."""
 
     keypoints: list[np.ndarray]
     pairs: np.ndarray
     indices: list[np.ndarray]
     relative: list[np.ndarray | None]
+    images: tuple[Path, dict[int, int]] | None = None
 
     @property
     def counts(self) -> np.ndarray:
         """Matches of each pair [P]."""
         return np.array([len(index) for index in self.indices], dtype=np.int64)
+
+    def descriptors(self, view: int) -> np.ndarray:
+        """Those of a view's features [K, D] uint8."""
+        assert self.images is not None
+        database, ids = self.images
+        with pycolmap.Database.open(database) as opened:
+            return np.asarray(opened.read_descriptors(ids[view]).data)
 
     def meet(self, first: int) -> bool:
         """Whether a pair joins one of the `first` views to one of the others."""
@@ -129,7 +138,8 @@ def _verify(database: Path) -> pycolmap.TwoViewGeometryOptions:
 
 def read_matches(job: Job, database: Path) -> Matches:
     """The verified matches of a database, by views."""
-    view_of = {image_id: view for view, image_id in image_ids(job, database).items()}
+    ids = image_ids(job, database)
+    view_of = {image_id: view for view, image_id in ids.items()}
     keypoints = [np.zeros((0, 2))] * len(job.views)
     pairs, indices, relative = [], [], []
     with pycolmap.Database.open(database) as opened:
@@ -145,7 +155,7 @@ def read_matches(job: Job, database: Path) -> Matches:
             pairs.append((i, j))
             indices.append(inliers)
             relative.append(_pose(geometry, cameras[first], keypoints[i], cameras[second], keypoints[j]))
-    return Matches(keypoints, np.array(pairs, dtype=np.int64).reshape(-1, 2), indices, relative)
+    return Matches(keypoints, np.array(pairs, dtype=np.int64).reshape(-1, 2), indices, relative, (database, ids))
 
 
 def kind(geometry: pycolmap.TwoViewGeometry) -> str:

@@ -87,6 +87,8 @@ def hanging_loosely(answer: Answer) -> list[int]:
     trusted = answer.has & answer.trusted
     seen = np.zeros((len(answer.xyz), len(trusted)), bool)
     seen[answer.point, answer.view] = True
+    again = np.array(answer.report["again"], int).reshape(-1, 2)
+    seen[again[:, 0], again[:, 1]] = True
     return np.flatnonzero(trusted & ~confirmed(seen, trusted, np.zeros(len(trusted), bool))).tolist()
 
 
