@@ -23,6 +23,7 @@ from lean3r.refine.pictures import FRAME_SIDE
 from lean3r.refine.ties import LIMIT
 from lean3r.stereo.alone import MOST_ERROR, WIDE
 from lean3r.stereo.classical import AGREE
+from lean3r.stereo.measure import APART
 from lean3r.stereo.network import FINE_PLANES, StereoNet
 from lean3r.stereo.network import PLANES as LEARNED_PLANES
 from lean3r.stereo.options import AUTO_MEGAPIXELS, FINER, FINER_MEGAPIXELS
@@ -219,7 +220,7 @@ REFINE = Page(
             lambda: [RefineOptions().side, FRAME_SIDE],
         ),
         ("(within {:.0f} pixels)", lambda: [INLIER_PX]),
-        ("photos that see fewer than {} points", lambda: [LEAST_SEEN]),
+        ("photos that share fewer than {} points with the rest", lambda: [LEAST_SEEN]),
         ("deviates by more than {:.1f} % of the depth", lambda: [100 * LIMIT]),
         ("the default is {:.0f} CPU seconds plus {:.0f} per picture", lambda: [SECONDS, SECONDS_A_VIEW]),
     ],
@@ -278,6 +279,7 @@ DEPTH = Page(
             lambda: [max(row["seconds_a_view"] for row in result("depth_sizes")["sizes"]["640x480"].values())],
         ),
         ("in another view, to {:.0f} %", lambda: [100 * CLOSE]),
+        ("that differs by more than {:.0f} % is of another surface", lambda: [100 * APART]),
         ("the sensor measured, {:.0f} % lie where", lambda: [by_the_sensor("alone")]),
         (
             "from the network's by {:.0f} % wrong; all others are {:.1f} % off",
