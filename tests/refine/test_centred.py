@@ -39,6 +39,5 @@ def test_the_middle_of_a_lens_is_where_the_frames_have_it(tmp_path: Path) -> Non
     found = refine(replace(scene, sources=sources), Pictures(tmp_path), RefineOptions(seconds=300.0))
     assert "warnings" not in found.info and found.info["refinement"]["trusted"] == FRAMES
     off = found.original_intrinsics[:, :2, 2] - scenes.INTRINSICS[:2, 2] - CENTRE
-    print(off[0], difference_deg(found.cam_from_world, truth))
     assert np.abs(off).max() < 2  # pixels
     assert difference_deg(found.cam_from_world, truth) < 0.2

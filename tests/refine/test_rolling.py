@@ -39,7 +39,7 @@ def poses_at(frames: np.ndarray) -> np.ndarray:
 
 def read_row_by_row(number: int, share: float) -> np.ndarray:
     """A frame [H, W] whose rows are read during such a share of the time between frames."""
-    bands = np.array_split(np.arange(scenes.HEIGHT), 24)
+    bands = np.array_split(np.arange(scenes.HEIGHT), 12 if share else 1)
     middles = np.array([band.mean() for band in bands]) / scenes.HEIGHT - 0.5
     shots = [scenes.photograph(pose)[0] for pose in poses_at(number + share * middles)]
     return np.concatenate([shot[band] for shot, band in zip(shots, bands, strict=True)])
