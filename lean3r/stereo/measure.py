@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lean3r.parallel import Result, by_threads
 from lean3r.stereo.network import CELL, Features, Measured, StereoNet
-from lean3r.stereo.others import joined, surfaces
+from lean3r.stereo.others import agree, joined, surfaces
 from lean3r.stereo.planes import drawn, planes_of
 from lean3r.stereo.posed import Depths, Posed, grey_of, nearest_inside, slopes_of, undistorted
 from lean3r.stereo.rays import Rays, grids
@@ -24,7 +24,6 @@ from lean3r.stereo.weights import load_net
 
 FIRST, SECOND = 0.55, 0.2  # reach of the passes, in log depth
 LOOKS = 2  # at every view: by itself, and around what others found, too
-APART = 0.05  # log depth from which, after these, others tell of another surface, however unsure a view is
 
 
 def measure(
@@ -78,16 +77,10 @@ def measure(
     measured, better = surfaces(first.scene, found), _larger(found, size)
     planes = planes_of(first.scene, measured, found)
     better = replace(better, alone=better.log_depth.clone())
-
-    def agree(view: int) -> None:
-        if found.measured[view]:
-            better.log_depth[view] = joined(scene, measured, better, view, APART)
-
     try:
         second = first if small == size else _Looks(net, scene, points)
         second.for_all(again)
-        measured = surfaces(scene, better)
-        second.for_all(agree)
+        agree(scene, better)
     except KeyboardInterrupt:
         return replace(better, interrupted=True)
     return better

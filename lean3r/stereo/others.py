@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from lean3r.geometry.consistency import Scene, sample_depth
+from lean3r.parallel import by_threads
 from lean3r.stereo.posed import Depths, Posed
 
 SAME = 3.0  # times the expected errors of two views together: depth that differs more is of another surface
+APART = 0.05  # log depth from which, after the last look, others tell of another surface, however unsure a view is
 PIXELS = 30_000  # joined at once: what is made of them stays in the caches
 
 
@@ -18,6 +20,17 @@ def surfaces(scene: Posed, found: Depths) -> Scene:
     is_measured = scene.mask & found.measured[:, None, None]
     depth = np.where(is_measured, found.log_depth.exp().numpy(), 0).astype(np.float32)
     return Scene(depth, scene.cam_from_world, scene.optics)
+
+
+def agree(scene: Posed, found: Depths) -> None:
+    """Give every measured view the mean of all depth at its places, in `found` itself: the last step."""
+    measured = surfaces(scene, found)
+
+    def settle(view: int) -> None:
+        if found.measured[view]:
+            found.log_depth[view] = joined(scene, measured, found, view, APART)
+
+    by_threads(settle, range(len(found.measured)))
 
 
 def joined(scene: Posed, measured: Scene, found: Depths, view: int, apart: float = np.inf) -> Tensor:

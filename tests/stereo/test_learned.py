@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +16,7 @@ from lean3r.stereo import densify
 from lean3r.stereo.classical import measure_classically
 from lean3r.stereo.dense import densify as densify_by
 from lean3r.stereo.joining import join
-from lean3r.stereo.measure import APART
+from lean3r.stereo.others import APART
 from lean3r.stereo.posed import Depths, Posed
 from lean3r.stereo.starts import LEAST_POINTS, starts
 from lean3r.types import Reconstruction, Source
@@ -40,7 +39,7 @@ def test_a_place_has_the_mean_of_the_depth_that_its_views_measured(monkeypatch: 
     true = batch.depth[0].numpy()
     errors = []
     for apart in (0.0, APART):
-        monkeypatch.setattr(importlib.import_module("lean3r.stereo.measure"), "APART", apart)
+        monkeypatch.setattr("lean3r.stereo.others.APART", apart)
         errors.append(np.median(np.abs(np.log(densify(before).depth / true))[true > 0]))
     assert errors[1] < 0.9 * errors[0]
 

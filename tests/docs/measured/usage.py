@@ -23,10 +23,10 @@ from lean3r.refine.pictures import FRAME_SIDE
 from lean3r.refine.ties import LIMIT
 from lean3r.stereo.alone import MOST_ERROR, WIDE
 from lean3r.stereo.classical import AGREE
-from lean3r.stereo.measure import APART
 from lean3r.stereo.network import FINE_PLANES, StereoNet
 from lean3r.stereo.network import PLANES as LEARNED_PLANES
 from lean3r.stereo.options import AUTO_MEGAPIXELS, FINER, FINER_MEGAPIXELS
+from lean3r.stereo.others import APART
 from lean3r.stereo.sizes import LEAST, STEP
 from lean3r.stereo.sizes import WORTHWHILE as WORTH_LOOKING
 from lean3r.train import NetworkRecipe
