@@ -39,12 +39,11 @@ class Model:
     descriptors: Callable[[int], np.ndarray]
 
 
-def seen_again(model: Model, judged: Callable[[np.ndarray], Verdict]) -> np.ndarray:
+def seen_again(model: Model, seen: np.ndarray, judged: Callable[[np.ndarray], Verdict]) -> tuple[np.ndarray, Verdict]:
     """Pairs [N, 2] of a point and a view that shows it again, of the groups of views that are doubted because few
-    points join them to the others; `judged` is the verdict on points that views see [P, S] bool."""
-    seen = np.zeros((len(model.xyz), len(model.cameras)), bool)
-    seen[model.point, model.view] = True
-    pairs = [np.zeros((0, 2), np.int64)]
+    points join them to the others; and the verdict with these. `seen` [P, S] bool says which views measure each point,
+    and `judged` is the verdict on it."""
+    seen, pairs = seen.copy(), [np.zeros((0, 2), np.int64)]
     while True:
         verdict = judged(seen)
         trusted = np.flatnonzero(verdict.trusted)
@@ -52,7 +51,7 @@ def seen_again(model: Model, judged: Callable[[np.ndarray], Verdict]) -> np.ndar
         more = [_between(model, group, trusted) for group in _groups(seen, np.flatnonzero(weak))]
         pairs += more
         if not any(map(len, more)):
-            return np.concatenate(pairs)
+            return np.concatenate(pairs), verdict
         for each in more:
             seen[each[:, 0], each[:, 1]] = True
 

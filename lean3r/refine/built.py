@@ -112,12 +112,12 @@ def answer_of(
     def judged(seen: np.ndarray) -> judge.Verdict:
         return judge.judge(poses, has, seen, shares, runs, job.held)
 
-    again = np.zeros((0, 2), np.int64)
-    if matches.images is not None and not (runs or job.held.any()):
+    if matches.images is None or runs or job.held.any():
+        again, verdict = np.zeros((0, 2), np.int64), judged(seen)
+    else:
         tracks = point, view, np.array(feature, np.int64)
-        again = seen_again(Model(used, poses, xyz, *tracks, matches.keypoints, cache(matches.descriptors)), judged)
-        seen[again[:, 0], again[:, 1]] = True
-    verdict = judged(seen)
+        placed_points = Model(used, poses, xyz, *tracks, matches.keypoints, cache(matches.descriptors))
+        again, verdict = seen_again(placed_points, seen, judged)
     of_videos = {job.views[view].group for run in job.sequences for view in run}
     made_up = [
         why_made_up(
