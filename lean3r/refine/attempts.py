@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from lean3r.refine.inset import drop_insets
 from lean3r.refine.job import Answer, Job
 from lean3r.refine.moving import keep_only, moving
 from lean3r.refine.overlay import RESTS, drop_overlays
-from lean3r.refine.settle import NEARLY, refitted, settle, soundest
+from lean3r.refine.settle import NEARLY, refitted, settle, settled_once, soundest
 from lean3r.refine.tempered import adjusted_last
 from lean3r.refine.tracks import add_tracks
 
@@ -47,7 +48,13 @@ class Attempt(NamedTuple):
     def of(cls, matches: matching.Matches, mapper: adjust.Mapper, built: Built, found: Sequence[Built]) -> Attempt:
         """The attempt whose best model is `built`, of all that were `found`."""
         job = mapper.job
-        return cls(built.judged(job, found), lambda: adjusted_last(matches, mapper, built).judged(job, found, built))
+        answer = built.judged(job, found)
+
+        def sharpened() -> Answer:
+            last = adjusted_last(matches, mapper, built)
+            return answer if last is built else last.judged(job, found, built)
+
+        return cls(answer, sharpened)
 
     def with_note(self, code: str, note: str) -> Attempt:
         """The same with one more note for the user."""
@@ -149,19 +156,18 @@ def of_scene(job: Job, folder: Path, database: Path) -> Iterator[Attempt]:
 def by_methods(job: Job, matches: matching.Matches, mapper: adjust.Mapper, folder: Path, database: Path) -> list[Built]:
     """The models of all methods that the job needs, the global one first. Of a short video both, side by side: either
     may lose frames that the other has, or slip, which only the other tells."""
+    once = partial(settled_once, job, matches, mapper)
     if job.sequences and FEW < len(job.views) <= LONG:
-        with incremental_aside(job, folder, database) as second:
-            first = polished(job, matches, mapper, adjust.global_model(job, folder, database))
-            model = second(mapper)
-        other = None if model is None else Built.of(job, matches, model, False)
-        found = [built for built in (first, other) if built is not None]
-    else:
-        found = []
-        for method in (adjust.global_model, adjust.incremental_model):
-            found += filter(None, [polished(job, matches, mapper, method(job, folder, database))])
-            if found and found[-1].answer.has.sum() > 2:  # the global mapper cannot do two views
-                break
-    return settle(job, matches, mapper, found)
+        with incremental_aside(job, matches, mapper, folder, database) as aside:
+            models = [(polished(job, matches, mapper, adjust.global_model(job, folder, database)), once)]
+            models += [(aside.made(), aside.settled)]
+            return settle(job, [(built, step) for built, step in models if built is not None])
+    found = []
+    for method in (adjust.global_model, adjust.incremental_model):
+        found += filter(None, [polished(job, matches, mapper, method(job, folder, database))])
+        if found and found[-1].answer.has.sum() > 2:  # the global mapper cannot do two views
+            break
+    return settle(job, [(built, once) for built in found])
 
 
 def polished(
@@ -187,4 +193,4 @@ def recalibrate(job: Job, folder: Path, database: Path, answer: Answer) -> Built
     built = polished(job, matches, mapper, adjust.global_model(job, folder, database))
     if built is None or not is_promising(built.answer, answer):
         return None
-    return settle(job, matches, mapper, [built])[0]
+    return settle(job, [(built, partial(settled_once, job, matches, mapper))])[0]

@@ -6,7 +6,7 @@ that say so are gone by then; but the frames there fit their matches worse than 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -23,6 +23,7 @@ SETTLING, AGAIN = 3, 2  # times at most that they are located again, and that an
 BADLY = 1.5  # times the usual error of a view's matches; within one model, that of right cameras hardly differs
 STILL = 0.9  # of how well matches fit, that must be left where more frames are trusted
 CLEARLY = 1.002  # ratio of how well matches fit, that makes a model better
+Step = Callable[[Built, int], tuple[Built | None, int]]
 LEAST_BAD = 2  # frames behind a past: a single one that fits badly is blurred, or has something in front of it
 
 
@@ -53,17 +54,23 @@ def soundest(found: Sequence[Built]) -> list[Built]:
     return sorted(rivals, key=lambda built: built.answer.report["after"]["score"])[-1:]
 
 
-def settle(job: Job, matches: matching.Matches, mapper: adjust.Mapper, found: Sequence[Built]) -> list[Built]:
+def settle(job: Job, found: Sequence[tuple[Built, Step]]) -> list[Built]:
     """Models in which the frames of a video that are doubted or fit badly are registered again from the others, as
-    long as that makes a model better, and the models do not agree."""
-    models, left = list(found), [AGAIN * len(job.views)] * len(found)
+    long as that makes a model better, and the models do not agree; each by its own step, `settled_once` or what does
+    as that elsewhere."""
+    models, left = [built for built, _ in found], [most_again(job)] * len(found)
     for _ in range(SETTLING):
         if agree(job, models):
             break
         for number in np.flatnonzero(left).tolist():
-            better, left[number] = settled_once(job, matches, mapper, models[number], left[number])
+            better, left[number] = found[number][1](models[number], left[number])
             models[number] = better or models[number]
     return models
+
+
+def most_again(job: Job) -> int:
+    """How many frames of a model may be registered again in all."""
+    return AGAIN * len(job.views)
 
 
 def settled_once(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from types import SimpleNamespace
 from typing import Any, cast
@@ -144,7 +145,7 @@ def test_models_agree_if_the_best_trusts_every_frame_and_none_contests_one() -> 
     assert not settle.agree(job, [one, built(kinked)]), "then it is worth to locate frames again"
 
 
-def test_models_are_settled_until_they_agree_or_nothing_makes_them_better(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_settled_until_they_agree_or_nothing_makes_them_better() -> None:
     job: Any = SimpleNamespace(sequences=[list(range(FRAMES))], views=range(FRAMES))
     right, slipped = walk(), walk()
     slipped[20:] += 3
@@ -153,20 +154,19 @@ def test_models_are_settled_until_they_agree_or_nothing_makes_them_better(monkey
     )
     asked: list[Any] = []
 
-    def once(job: object, matches: object, mapper: object, model: object, most: int) -> tuple[object, int]:
+    def once(model: Built, most: int) -> tuple[Built | None, int]:
         asked.append(model)
         return (mended, most) if model is wrong and cures else (None, 0)
 
-    monkeypatch.setattr(settle, "settled_once", once)
     cures = True
-    assert settle.settle(job, None, None, [one, wrong]) == [one, mended]  # type: ignore[arg-type]
+    assert settle.settle(job, [(one, once), (wrong, once)]) == [one, mended]
     assert asked == [one, wrong], "then they agree"
     asked.clear()
     cures = False
-    assert settle.settle(job, None, None, [one, wrong]) == [one, wrong]  # type: ignore[arg-type]
+    assert settle.settle(job, [(one, once), (wrong, once)]) == [one, wrong]
     assert asked == [one, wrong], "each is tried once, since the same would come of it again"
     asked.clear()
-    assert settle.settle(job, None, None, [one, mended]) == [one, mended] and not asked  # type: ignore[arg-type]
+    assert settle.settle(job, [(one, once), (mended, once)]) == [one, mended] and not asked
 
 
 def test_frames_are_registered_again_twice_each_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,8 @@ def test_frames_are_registered_again_twice_each_at_most(monkeypatch: pytest.Monk
     monkeypatch.setattr(settle, "pycolmap", SimpleNamespace(Reconstruction=lambda model: model))
     monkeypatch.setattr(settle.Built, "of", lambda *_: None)
     one = built(model_of(walk(), None, 1.0))
-    assert settle.settle(job, None, mapper, [one]) == [one] and len(tried) == 6  # type: ignore[arg-type]
+    once = partial(settle.settled_once, job, None, mapper)  # type: ignore[arg-type]
+    assert settle.settle(job, [(one, once)]) == [one] and len(tried) == 6
 
 
 @pytest.mark.parametrize("bad", [[26], [22, 26], [14, 22, 26, 28]])
