@@ -48,6 +48,7 @@ class ExportModel:
         console = Console(self.quiet)
         check_target(self.out, overwrite=self.overwrite)
         model = load(self.model, self.weights, "cpu", "float32", self.offline, self.plan)
+        console.line("model", f"{self.model}; tracing, writing and checking it takes a minute or more")
         with console.stage("exporting"):
             exported = export_model(model, self.out, many_views=self.many_views, overwrite=self.overwrite)
         _report(console, exported)
