@@ -20,7 +20,6 @@ import argparse
 import os
 import random
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,8 @@ def main() -> None:
         for size in SIZES:
             for draw in range(args.draws):
                 chosen = sorted(random.Random(f"{place.name} {size} {draw}").sample(truth.names, size))
-                found, seconds = timed(model, [place / "images" / name for name in chosen])
-                row = {"place": place.name, "views": size, "draw": draw, "seconds": seconds}
+                found = lean3r.reconstruct(model, [place / "images" / name for name in chosen])
+                row = {"place": place.name, "views": size, "draw": draw}
                 sets.append(row | of_claim(found, truth))
                 print(sets[-1], flush=True)
         write(sets)
@@ -70,13 +69,6 @@ def main() -> None:
         sets.append(mixed(model, places, draw))
         print(sets[-1], flush=True)
     print(write(sets))
-
-
-def timed(model: Backbone, pictures: list[Path]) -> tuple[Reconstruction, float]:
-    """A reconstruction and its seconds."""
-    start = time.perf_counter()
-    found = lean3r.reconstruct(model, pictures)
-    return found, round(time.perf_counter() - start, 1)
 
 
 def claimed(found: Reconstruction) -> list[int]:
@@ -122,14 +114,13 @@ def mixed(model: Backbone, places: list[Path], draw: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for path in pictures:
             os.symlink(path.resolve(), Path(folder) / f"{path.parts[-3]}-{path.name}")
-        found, seconds = timed(model, sorted(Path(folder).iterdir()))
+        found = lean3r.reconstruct(model, sorted(Path(folder).iterdir()))
     held = sorted({found.names[view].split("-")[0] for view in claimed(found)})
     warnings = sorted(told["code"] for told in found.info.get("warnings", ()))
     return {
         "places": [place.name for place in pair],
         "views": len(pictures),
         "draw": draw,
-        "seconds": seconds,
         "certain": len(claimed(found)),
         "certain_of": held,
         "warnings": warnings,
