@@ -43,20 +43,21 @@ class Mesh(NamedTuple):
 
 
 def write(reconstruction: Reconstruction, directory: Path, options: ExportOptions) -> list[Path]:
-    """Write mesh.ply in the world's axes and mesh.glb with y up; without any surface, only an empty mesh.ply.
+    """Write mesh.ply in the world's axes and mesh.glb with y up, both with normals; without any surface, only an empty
+    mesh.ply.
 
     The manifest tells the sizes and the topology of the mesh.
     """
     reconstruction = reconstruction.of_certain()
     mesh, more = surface(reconstruction, options.mesh_voxel), {}
     paths = [directory / "mesh.ply"]
-    paths[0].write_bytes(ply_bytes(mesh.vertices, mesh.rgb, mesh.faces))
+    normals = vertex_normals(mesh.vertices, mesh.faces)
+    paths[0].write_bytes(ply_bytes(mesh.vertices, mesh.rgb, mesh.faces, normals=normals))
     if len(mesh.faces):
         turn = gltf_from_world(reconstruction).T
         geometry, more = _with_texture(mesh, reconstruction, options, turn) if options.texture else (None, {})
         if geometry is None:
-            upright = mesh.vertices @ turn
-            geometry = Geometry(upright, mesh.rgb, mesh.faces, vertex_normals(upright, mesh.faces))
+            geometry = Geometry(mesh.vertices @ turn, mesh.rgb, mesh.faces, normals @ turn)
         paths.append(directory / "mesh.glb")
         paths[1].write_bytes(glb_bytes({"mesh": geometry}))
     return Written(paths, report(mesh) | more)
