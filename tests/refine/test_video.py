@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -54,6 +56,14 @@ def window(first: int, last: int, folder: Path, kept: Path | None = None, focals
     pictures.kept = kept
     options = RefineOptions(features=300)
     return run.prepare(replace(scene, sources=tuple(of_video)), pictures, options, KnownCameras(), None, folder)
+
+
+def with_matches(job: Job, folder: Path) -> Path:
+    """A database of the features and matches of a job in a folder."""
+    database, store = folder / "database.db", Kept(job, folder, features.FINE)
+    features.detect(job, folder, database, features.FINE, store)
+    matching.match(job, folder, database, store)
+    return database
 
 
 def test_frames_of_films_are_searched_smaller_than_photos(tmp_path: Path) -> None:
@@ -251,9 +261,7 @@ def test_what_stands_still_or_runs_through_pictures_that_move_is_no_part_of_the_
         picture = Image.open(tmp_path / PICTURES / str(view.file))
         picture.paste(logo, (at + step * number, 180 if step else 190))
         picture.save(tmp_path / PICTURES / str(view.file))
-    database, store = tmp_path / "database.db", Kept(job, tmp_path, features.FINE)
-    features.detect(job, tmp_path, database, features.FINE, store)
-    matching.match(job, tmp_path, database, store)
+    database = with_matches(job, tmp_path)
 
     view_of = {image: view for view, image in matching.image_ids(job, database).items()}
 
@@ -339,9 +347,7 @@ def test_features_are_those_of_the_pixels_and_the_last_ones_are_kept(
 
 def test_a_model_from_another_process_is_that_of_this_one(tmp_path: Path) -> None:
     job = window(0, 8, tmp_path)
-    database, store = tmp_path / "database.db", Kept(job, tmp_path, features.FINE)
-    features.detect(job, tmp_path, database, features.FINE, store)
-    matching.match(job, tmp_path, database, store)
+    database = with_matches(job, tmp_path)
     with pycolmap.Database.open(database) as opened:  # one frame fits badly: it is registered again
         image = matching.image_ids(job, database)[3]
         noise = np.random.default_rng(0).normal(0, 0.4, np.asarray(opened.read_keypoints(image))[:, :2].shape)
@@ -368,3 +374,36 @@ def test_a_model_from_another_process_is_that_of_this_one(tmp_path: Path) -> Non
         aside.incremental_aside(job, matches, mapper, tmp_path, nowhere) as other,
     ):
         other.made()
+
+
+def test_better_models_come_from_another_process_as_they_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = window(0, 8, tmp_path)
+    database = with_matches(job, tmp_path)
+    matches = matching.verify_again(job, database)
+    mapper, made = adjust.Mapper(job, database), []
+
+    def once(job: Job, matches: Any, mapper: adjust.Mapper, built: Built, most: int) -> tuple[Built | None, int]:
+        moved = mapper.reattach(pycolmap.Reconstruction(built.model), {len(made)})
+        made.append(Built.of(job, matches, moved, False))
+        return (made[-1], most - 5) if len(made) < 3 else (None, 0)
+
+    monkeypatch.setattr(aside, "settled_once", once)
+    monkeypatch.setattr(aside, "end_with_input", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["aside", str(tmp_path), str(database)])
+    job.write(tmp_path)
+    aside.main()
+    process: Any = SimpleNamespace(stdout=io.StringIO(capsys.readouterr().out), wait=lambda: 1)
+    other = aside.Aside(job, matches, mapper, tmp_path, process)
+    first = other.made()
+    assert first is not None
+    steps = [other.settled(first, 16) for _ in range(3)]
+    assert [left for _, left in steps] == [11, 6, 0] and steps[2][0] is None
+    for (built, _), there in zip(steps[:2], made[:2], strict=True):
+        assert built is not None and built.answer.cam_from_world.any()
+        np.testing.assert_array_equal(built.answer.cam_from_world, there.answer.cam_from_world)
+        np.testing.assert_array_equal(built.answer.xyz, there.answer.xyz)
+        np.testing.assert_array_equal(built.answer.point, there.answer.point)
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        other.settled(first, 0)
