@@ -345,34 +345,32 @@ def test_features_are_those_of_the_pixels_and_the_last_ones_are_kept(
     store.keep(tmp_path / "c.db")
 
 
+def assert_same(first: Built | None, second: Built | None) -> None:
+    assert first is not None and second is not None
+    for name in ("cam_from_world", "trusted", "xyz", "point"):
+        np.testing.assert_array_equal(getattr(first.answer, name), getattr(second.answer, name))
+
+
 def test_a_model_from_another_process_is_that_of_this_one(tmp_path: Path) -> None:
     job = window(0, 8, tmp_path)
     database = with_matches(job, tmp_path)
     with pycolmap.Database.open(database) as opened:  # one frame fits badly: it is registered again
         image = matching.image_ids(job, database)[3]
-        noise = np.random.default_rng(0).normal(0, 0.4, np.asarray(opened.read_keypoints(image))[:, :2].shape)
-        opened.update_keypoints(image, np.asarray(opened.read_keypoints(image))[:, :2] + noise)
-    matches = matching.verify_again(job, database)
-    mapper = adjust.Mapper(job, database)
-    with aside.incremental_aside(job, matches, mapper, tmp_path, database) as other:
-        theirs, most = other.made(), settle.most_again(job)
+        xy = np.asarray(opened.read_keypoints(image))[:, :2]
+        opened.update_keypoints(image, xy + np.random.default_rng(0).normal(0, 0.4, xy.shape))
+    matches, mapper = matching.verify_again(job, database), adjust.Mapper(job, database)
+    begun = partial(aside.incremental_aside, job, matches, mapper, tmp_path)
+    with begun(database) as other:
+        theirs = other.made()
         assert theirs is not None and any(settle.loose_frames(job, theirs.answer))
-        settled, left = other.settled(theirs, most)
+        step = other.settled(theirs, settle.most_again(job))
     model = adjust.incremental_model(job, tmp_path, database)
     assert model is not None
     own = Built.of(job, matches, mapper.polish(model), False)
-    assert own is not None
-    again, own_left = settle.settled_once(job, matches, mapper, own, most)
-    assert left == own_left and (settled is None) == (again is None)
-    for first, second in ((own, theirs), (again or own, settled or theirs)):
-        np.testing.assert_array_equal(first.answer.cam_from_world, second.answer.cam_from_world)
-        np.testing.assert_array_equal(first.answer.trusted, second.answer.trusted)
-        np.testing.assert_array_equal(first.answer.xyz, second.answer.xyz)
-    nowhere = tmp_path / "none" / "database.db"
-    with (
-        pytest.raises(RuntimeError, match="exit code"),
-        aside.incremental_aside(job, matches, mapper, tmp_path, nowhere) as other,
-    ):
+    assert_same(own, theirs)
+    assert own is not None and step == (None, 0)
+    assert settle.settled_once(job, matches, mapper, own, settle.most_again(job)) == step
+    with pytest.raises(RuntimeError, match="exit code"), begun(tmp_path / "none" / "database.db") as other:
         other.made()
 
 
@@ -381,8 +379,8 @@ def test_better_models_come_from_another_process_as_they_are_there(
 ) -> None:
     job = window(0, 8, tmp_path)
     database = with_matches(job, tmp_path)
-    matches = matching.verify_again(job, database)
-    mapper, made = adjust.Mapper(job, database), []
+    matches, mapper = matching.verify_again(job, database), adjust.Mapper(job, database)
+    made: list[Built | None] = []
 
     def once(job: Job, matches: Any, mapper: adjust.Mapper, built: Built, most: int) -> tuple[Built | None, int]:
         moved = mapper.reattach(pycolmap.Reconstruction(built.model), {len(made)})
@@ -401,9 +399,6 @@ def test_better_models_come_from_another_process_as_they_are_there(
     steps = [other.settled(first, 16) for _ in range(3)]
     assert [left for _, left in steps] == [11, 6, 0] and steps[2][0] is None
     for (built, _), there in zip(steps[:2], made[:2], strict=True):
-        assert built is not None and built.answer.cam_from_world.any()
-        np.testing.assert_array_equal(built.answer.cam_from_world, there.answer.cam_from_world)
-        np.testing.assert_array_equal(built.answer.xyz, there.answer.xyz)
-        np.testing.assert_array_equal(built.answer.point, there.answer.point)
+        assert_same(built, there)
     with pytest.raises(RuntimeError, match="exit code 1"):
         other.settled(first, 0)
