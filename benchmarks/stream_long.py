@@ -135,28 +135,30 @@ def _cache_of(stream: Stream, model: LingbotMap) -> tuple[int, int, int]:
 
 
 def of_pages(frames: int = 48, seeds: int = 4) -> list[dict[str, Any]]:
-    """What a choice of pages changes: a frame sees all of the window, or the share of its frames that is nearest to it.
-    Small random LingBot-Maps on a rendered walk: an error of the mechanism, not of a trained network."""
-    policy, found = CachePolicy(anchors=2, window=16, recent=2), {}
-    for kept in (16, 8, 4):
-        top = None if kept == policy.window else kept - policy.recent
-        for seed in range(seeds):
-            pictures = Walk(frames, (56, 42), seed).render(range(frames))
-            found[kept, seed] = _streamed(lively(seed + 1), replace(policy, top_pages=top), pictures)
+    """What less of a cache changes: frames see the share of their window that is nearest to them, or all of it in less
+    exact numbers, or a smaller window. Small random LingBot-Maps on a rendered walk: an error of the mechanism, not of
+    a trained network."""
+    exact = CachePolicy(anchors=2, window=16, recent=2)
+    less: dict[str, CachePolicy] = {
+        "bfloat16": replace(exact, pages="bfloat16"),
+        "float8": replace(exact, pages="float8"),
+        "nearest half": replace(exact, top_pages=8 - exact.recent),
+        "nearest quarter": replace(exact, top_pages=4 - exact.recent),
+        "three quarters": replace(exact, window=12),
+        "half": replace(exact, window=8),
+    }
+    changes: dict[str, list[tuple[float, float, float]]] = {name: [] for name in less}
+    for seed in range(seeds):
+        pictures, model = Walk(frames, (56, 42), seed).render(range(frames)), lively(seed + 1)
+        whole = _streamed(model, exact, pictures)
+        assert _changes(_streamed(model, replace(exact, top_pages=exact.window), pictures), whole)[0] == 0
+        for name, policy in less.items():
+            changes[name].append(_changes(_streamed(model, policy, pictures), whole))
     rows = []
-    for kept in (16, 8, 4):
-        changes = [_changes(found[kept, seed], found[policy.window, seed]) for seed in range(seeds)]
-        depth, shift, turn = (float(np.median(each)) for each in zip(*changes, strict=True))
-        rows.append(
-            {
-                "share": kept / policy.window,
-                "frames": frames,
-                "seeds": seeds,
-                "depth_percent": 100 * depth,
-                "position_percent": 100 * shift,
-                "rotation_deg": turn,
-            }
-        )
+    for name, each in changes.items():
+        depth, shift, turn = (float(np.median(values)) for values in zip(*each, strict=True))
+        figures = {"depth_percent": 100 * depth, "position_percent": 100 * shift, "rotation_deg": turn}
+        rows.append({"less": name, "frames": frames, "seeds": seeds, **figures})
     return rows
 
 

@@ -46,9 +46,6 @@ def fit_stream(
     height, width = shape[:2]
     factor = shrinking(height, width)
     frame_bytes = 3 * -(-height // factor) * -(-width // factor)
-    side = settings.resolution or model.resolution
-    sides = [side] if side != model.resolution else [side, *(round(share * side) for share in SIDES)]
-    sides = [each for each in sides if each >= 6 * model.patch] or [side]
     windows = [options.window] if options.window else sorted(n for n in WINDOWS if n <= settings.window)
     cloud = CLOUD_BYTES * settings.points.max_points if device.type == "cpu" else 0
     film = most_bytes(settings.refine.side, height, width) if applies(settings.refine, model, True) else 0
@@ -61,7 +58,7 @@ def fit_stream(
         kept += settings.landmarks * landmark_bytes(height, width, rows, columns) + queue * math.prod(shape) + film
         return network, 0 if device.type == "cuda" else kept
 
-    for each in sides:
+    for each in sides_of(model, settings):
         size = network_size(width, height, each, model.patch)
         fits = sum(cost(windows[-1], *size)) + cloud <= budget  # first, as the largest mostly does; each takes seconds
         at = len(windows) if fits else bisect_right(windows, budget, key=lambda n: sum(cost(n, *size)) + cloud)
@@ -79,6 +76,13 @@ def fit_stream(
         f"{in_units(budget)} of memory cannot hold this stream, whose smallest window takes {in_units(least)}. "
         f"Give --memory {least // 10**6 + 1}MB or more, a smaller --resolution or fewer --max-points{or_wait(queue)}."
     )
+
+
+def sides_of(model: Backbone, settings: Settings) -> list[int]:
+    """The resolutions to try, the largest first: the usual one may become smaller, one that was asked for stays."""
+    side = settings.resolution or model.resolution
+    sides = [side] if side != model.resolution else [side, *(round(share * side) for share in SIDES)]
+    return [each for each in sides if each >= 6 * model.patch] or [side]
 
 
 def or_wait(queue: int) -> str:

@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from types import MappingProxyType
 from typing import Any
 
@@ -22,13 +23,14 @@ from torch import Tensor
 from lean3r.errors import OutOfMemoryError
 from lean3r.geometry.content import sky
 from lean3r.inputs.views import Picture, network_size
-from lean3r.layers.frames import CachePolicy
+from lean3r.layers.frames import CachePolicy, Pages
+from lean3r.layers.kv_buffer import DTYPES
 from lean3r.models.base import Backbone
 from lean3r.models.causal import as_causal
 from lean3r.pipeline.budget import CHUNKS
 from lean3r.pipeline.memory import Predictor, Setting, in_units, parse_memory, used_bytes
 from lean3r.stream import sim3
-from lean3r.stream.budget import CLOUD_BYTES, or_wait
+from lean3r.stream.budget import CLOUD_BYTES, or_wait, sides_of
 from lean3r.stream.cache import CacheResult, CacheStream, cache_bytes
 from lean3r.stream.engine import Estimate, Frame, Settings, place
 from lean3r.stream.options import StreamOptions
@@ -69,31 +71,36 @@ class CachedEngine:
         memory: str | int,
         queue: int,
     ) -> tuple[Settings, str]:
-        """As `fit_stream` of the windows: the most keyframes in full that fit, with all that the cache ever holds."""
+        """As `fit_stream` of the windows, with all that the cache ever holds: the largest pictures that fit, of these
+        the most keyframes in full, of these the most exact numbers (FP8 keys and values change less than a window that
+        is a quarter smaller: `benchmarks/stream.py --only pages`)."""
         causal = as_causal(model)
         budget, device = parse_memory(memory), next(model.parameters()).device
         cloud = CLOUD_BYTES * settings.points.max_points if device.type == "cpu" else 0
         waiting = queue * math.prod(shape) if device.type == "cpu" else 0
-        side = settings.resolution or model.resolution
-        width, height = network_size(shape[1], shape[0], side, model.patch)
         dtype = model.origin.dtype
-        # The most is all anchors at once; what graphs of single frames keep on a GPU (layers/kv_cache.py) is below.
-        setting = Setting(causal.policy.anchors, height, width, CHUNKS[-1], dtype)
-        network = Predictor(model, device, lambda: used_bytes(device)).peak(setting)
-        least = 0
-        for window in [options.window] if options.window else sorted(WINDOWS, reverse=True):
-            if options.window is None and window > settings.window:
-                continue
-            window = min(window, causal.WIDEST or window)
-            kept = cache_bytes(causal, replace(causal.policy, window=window), causal.LONGEST, height, width, dtype)
-            least = network + kept + waiting + cloud
-            text = (
-                f"{window} keyframes of {width}x{height} in full: process and network {in_units(network)} + cache "
-                f"{in_units(kept)} + waiting frames {in_units(waiting)} + cloud {in_units(cloud)} = "
-                f"{in_units(least)} of {in_units(budget)}"
-            )
-            if least <= budget:
-                return replace(settings, window=window, resolution=side), text
+        predictor = Predictor(model, device, lambda: used_bytes(device))
+        windows = [options.window] if options.window else [n for n in WINDOWS[::-1] if n <= settings.window]
+        least = None
+        for side in sides_of(model, settings):
+            width, height = network_size(shape[1], shape[0], side, model.patch)
+            # The most is all anchors at once; what graphs of single frames keep on a GPU (layers/kv_cache.py) is below.
+            network = predictor.peak(Setting(causal.policy.anchors, height, width, CHUNKS[-1], dtype))
+            for window, pages in product(windows, types_of(dtype)):
+                window = min(window, causal.WIDEST or window)
+                policy = replace(causal.policy, window=window, pages=pages)
+                kept = cache_bytes(causal, policy, causal.LONGEST, height, width, dtype)
+                total = network + kept + waiting + cloud
+                least = total if least is None else min(least, total)
+                numbers = str(dtype)[6:] if pages == "auto" else pages
+                text = (
+                    f"{window} keyframes of {width}x{height} in full, as {numbers}: "
+                    f"process and network {in_units(network)} + cache {in_units(kept)} + waiting frames "
+                    f"{in_units(waiting)} + cloud {in_units(cloud)} = {in_units(total)} of {in_units(budget)}"
+                )
+                if total <= budget:
+                    return replace(settings, window=window, pages=pages, resolution=side), text
+        assert least is not None
         raise OutOfMemoryError(
             f"{in_units(budget)} of memory cannot hold this stream, which takes {in_units(least)} at least. Give "
             f"--memory {least // 10**6 + 1}MB or more, a smaller --resolution or fewer --max-points{or_wait(queue)}."
@@ -137,7 +144,8 @@ class CachedEngine:
         """What the cache keeps of frames of this width and height."""
         motion_px = self.settings.step * max(network_size(*size, self._resolution, self.model.patch))
         window = min(self.settings.window, self.model.WIDEST or self.settings.window)
-        return replace(self.model.policy, window=window, motion_px=motion_px, max_gap=NEVER)
+        pages = self.model.policy.pages if self.settings.pages == "auto" else self.settings.pages
+        return replace(self.model.policy, window=window, pages=pages, motion_px=motion_px, max_gap=NEVER)
 
     def locate(self, frame: Frame) -> Estimate | None:
         """See Engine: as if it were the next frame."""
@@ -275,6 +283,12 @@ class CachedEngine:
         self._is_fresh, self._has_anchor = state["is_fresh"], state["has_anchor"]
         self._standing = frozenset(state["standing"])
         self._last = (state["last"][0], state["last"][1])
+
+
+def types_of(dtype: torch.dtype) -> list[Pages]:
+    """The number types of cached keys and values beside products in `dtype`, the most exact first."""
+    smaller: list[Pages] = ["bfloat16", "float8"]
+    return ["auto", *(each for each in smaller if DTYPES[each].itemsize < dtype.itemsize)]
 
 
 def _result(keyframe: Keyframe, picture: Picture, found: CacheResult) -> Result:

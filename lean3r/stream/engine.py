@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from lean3r.geometry.lens import Optics
+from lean3r.layers.frames import Pages
 from lean3r.options import PointOptions
 from lean3r.refine.options import RefineOptions
 from lean3r.stereo.options import StereoOptions
@@ -131,7 +132,7 @@ class Settings:
     of `resolution` pixels; at most `landmarks` keyframes are remembered to find places again; known `intrinsics` (fx,
     fy, cx, cy) in pixels of the frames, or of pictures whose width and height follow, and the known `lens` in the same
     pixels; whether frames may wait long for keyframes while the camera rests, as those of files do, and a live camera's
-    do not (`waits`)."""
+    do not (`waits`); the number type of cached keys and values, as in CachePolicy (`pages`)."""
 
     window: int = 48
     overlap: int = 12
@@ -145,6 +146,7 @@ class Settings:
     dense: StereoOptions = field(default_factory=lambda: StereoOptions(dense="network"))
     points: PointOptions = field(default_factory=PointOptions)
     waits: bool = True
+    pages: Pages = "auto"
 
 
 class Engine(Protocol):

@@ -37,6 +37,7 @@ from lean3r.stream.store import Store, room
 if TYPE_CHECKING:
     from lean3r.stream.publish import Publisher
 
+FITTED = ("window", "overlap", "resolution", "pages")  # settings that are fitted into the memory
 CHECKPOINT_FRAMES = 16  # at least between two checkpoints
 SAVING, PUBLISHING = 0.1, 0.1  # of the time at most goes into checkpoints, and into writing the result anew
 
@@ -246,13 +247,13 @@ class Stream:
 
     def _identity(self) -> dict[str, Any]:
         """What a stream must share with one that it resumes."""
-        settings = self._settings
+        settings, apart = self._settings, {"refine", "dense", "points", "waits", "pages"}
         return {
             **made_by(self.model),
             "source": Source.describe(self._raw)[0],
             "memory": None if self.memory is None else str(self.memory),
             "settings": {
-                **{k: v for k, v in asdict(settings).items() if k not in ("refine", "dense", "points", "waits")},
+                **{name: value for name, value in asdict(settings).items() if name not in apart},
                 **as_record(settings.refine, settings.dense, settings.points),
             },
         }
@@ -325,8 +326,7 @@ class Stream:
         return {
             **self._mark._asdict(),
             "made_by": made_by(self.model),
-            "fitted": {"window": self._settings.window, "overlap": self._settings.overlap}
-            | {"resolution": self._settings.resolution},
+            "fitted": {name: getattr(self._settings, name) for name in FITTED},
             "engine": self.engine.state(),
             "cloud": self.cloud.state(),
             "counts": [self.frames, self.keyframes, self.uncertain],
@@ -377,6 +377,7 @@ class Stream:
             "overlap": settings.overlap,
             "keyframe_step": settings.step,
             "resolution": settings.resolution,
+            **({"pages": settings.pages} if settings.pages != "auto" else {}),
             "seed": settings.seed,
             "intrinsics": settings.intrinsics,
             "lens": None if settings.lens is None else [settings.lens.model, *settings.lens.params],

@@ -276,19 +276,29 @@ def long_streams() -> str:
     return table([*head, "ms a frame of the last 500: 95 %, 99 %"], rows)
 
 
+LESS_OF_A_CACHE = {
+    "bfloat16": "keys and values in bfloat16, half as large",
+    "float8": "in FP8 with a scale for each frame and head, a quarter as large",
+    "three quarters": "a window of three quarters",
+    "half": "a window of half",
+    "nearest half": "the half of the window that is nearest to the frame",
+    "nearest quarter": "the nearest quarter",
+}
+
+
 def pages() -> str:
-    """What a choice of pages of the cache changes."""
+    """What less of a cache changes."""
+    measured = {row["less"]: row for row in result("stream")["pages"]}
     rows = [
         [
-            f"{row['share']:.0%}",
-            f"{row['depth_percent']:.1f} %",
-            f"{row['position_percent']:.1f} %",
-            f"{row['rotation_deg']:.1f} degrees",
+            text,
+            f"{measured[less]['depth_percent']:.2f} %",
+            f"{measured[less]['position_percent']:.1f} %",
+            f"{measured[less]['rotation_deg']:.1f} degrees",
         ]
-        for row in result("stream")["pages"]
-        if row["share"] < 1
+        for less, text in LESS_OF_A_CACHE.items()
     ]
-    return table(["frames of the window that are read", "depth", "position, of the way's extent", "rotation"], rows)
+    return table(["instead of all of it in float32", "depth", "position, of the way's extent", "rotation"], rows)
 
 
 OF_MEASURED: dict[str, Callable[[], str]] = {

@@ -251,7 +251,7 @@ def stream(r: Mapping[str, Any]) -> Iterable[str]:
         over = row["cache_bytes"] / row["formula_bytes"]
         yield f"cache after {row['frames']:,} frames: {over:.3f} of the formula, {row['frame_ms']['p95']:.0f} ms (95 %)"
     for row in r["pages"]:
-        yield f"{row['share']:.0%} of the window read: depth changes by {row['depth_percent']:.1f} %"
+        yield f"cache, {row['less']}: depth changes by {row['depth_percent']:.2f} %"
     same = sum(not row["differ"] for row in r["killed"]["chains"])
     yield f"walk, killed {r['killed']['kills']} times and resumed: {same} of {len(r['killed']['chains'])} runs the same"
     yield f"outside the network: {r['share']['outside_ms']:.0f} of {r['share']['frame_ms']:.0f} ms a frame"

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from contracts.tiny import tiny
 from PIL import Image
 
 import lean3r
 from lean3r.errors import OutOfMemoryError, UsageError
+from lean3r.inputs.views import network_size
 from lean3r.models.lingbot import LingbotMap
-from lean3r.pipeline.memory import used_bytes
+from lean3r.pipeline.memory import Setting
 from lean3r.pipeline.observer import Observer
-from lean3r.stream.cache import CacheStream
+from lean3r.stream.cache import CacheStream, cache_bytes
 from lean3r.stream.cached import CachedEngine
 from lean3r.stream.engine import Engine, Estimate, Settings
 from lean3r.stream.join import Join
@@ -163,15 +164,77 @@ def test_what_a_network_with_a_cache_cannot_do_is_refused(model: LingbotMap, ask
         lean3r.stream(model, walk(2), **asked)
 
 
-def test_a_limit_on_memory_shrinks_the_window_or_is_refused(model: LingbotMap) -> None:
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process and the network take 100 bytes a pixel, on every machine."""
+
+    class Hundred:
+        def __init__(self, *terms: Any) -> None: ...
+
+        def peak(self, setting: Setting) -> int:
+            return 100 * setting.views * setting.height * setting.width
+
+    monkeypatch.setattr(importlib.import_module("lean3r.stream.cached"), "Predictor", Hundred)
+
+
+def test_less_memory_takes_less_exact_numbers_then_smaller_windows_then_smaller_pictures(
+    model: LingbotMap, predicted: None
+) -> None:
+    def fit(memory: int, **asked: Any) -> tuple[Settings, str]:
+        return CachedEngine.fit(model, Settings(points=points), StreamOptions(**asked), (HEIGHT, WIDTH, 3), memory, 0)
+
+    def needs(settings: Settings) -> int:
+        width, height = network_size(WIDTH, HEIGHT, settings.resolution or 0, model.patch)
+        policy = replace(model.policy, window=settings.window, pages=settings.pages)
+        network = 100 * policy.anchors * height * width
+        return network + cache_bytes(model, policy, model.LONGEST, height, width) + 140 * points.max_points
+
+    points, taken, memory = lean3r.PointOptions(max_points=1000), [], 10**12
+    while True:
+        try:
+            settings, text = fit(memory)
+        except OutOfMemoryError as error:
+            refused = str(error)
+            break
+        assert needs(settings) <= memory and f"{settings.window} keyframes" in text
+        assert ("float32" if settings.pages == "auto" else settings.pages) in text
+        taken.append((settings.resolution, settings.window, -["auto", "bfloat16", "float8"].index(settings.pages)))
+        memory = needs(settings) - 1
+    assert taken == sorted(taken, reverse=True) and [each[1:] for each in taken[:3]] == [(48, 0), (48, -1), (48, -2)]
+    assert len({side for side, *_ in taken}) > 1 and len({window for _, window, _ in taken}) > 2
+    assert fit(int(refused.partition("--memory ")[2].partition("MB")[0]) * 10**6)[0].window == min(taken)[1]
+    assert {fit(memory, window=8)[0].window for memory in (10**12, needs(replace(settings, window=8)))} == {8}
+
+
+def test_a_stream_with_less_exact_numbers_in_its_cache_goes_on_with_them(
+    model: LingbotMap, predicted: None, tmp_path: Path
+) -> None:
     told: list[str] = []
 
     class Listener(Observer):
         def fitted(self, text: str) -> None:
             told.append(text)
 
-    run(model, walk(9), memory=used_bytes(torch.device("cpu")) + 4_000_000_000, observer=Listener())
-    assert len(told) == 1 and "4 keyframes" in told[0] and "cache" in told[0]
+    _, text = CachedEngine.fit(model, Settings(resolution=SIDE), OPTIONS, (HEIGHT, WIDTH, 3), 10**12, 0)
+    policy = CachedEngine(model, Settings(window=4, resolution=SIDE, pages="float8")).policy_of((WIDTH, HEIGHT))
+    memory = 100 * policy.anchors * SIDE**2 + cache_bytes(model, policy, model.LONGEST, SIDE, SIDE) + 140 * 10**6
+    whole = run(model, walk(24), memory=memory, observer=Listener())
+    assert "as float32" in text and "as float8" in told[0]
+    exact = run(model, walk(24))
+    assert 0 < max(np.abs(a.cam_from_world - b.cam_from_world).max() for a, b in zip(whole, exact, strict=True)) < 0.2
+    first = lean3r.stream(model, walk(24), tmp_path / "out", options=OPTIONS, resolution=SIDE, memory=memory)
+    for each in first:
+        if each.index == 18:
+            break
+    rest = lean3r.stream(
+        model, walk(24), tmp_path / "out", options=OPTIONS, resolution=SIDE, memory=memory, resume=True
+    )
+    for each in rest:
+        assert np.array_equal(each.cam_from_world, whole[each.index].cam_from_world)
+    assert rest.settings.pages == "float8" and 'pages = "float8"' in (tmp_path / "out/config.toml").read_text()
+
+
+def test_a_limit_on_memory_that_no_setting_meets_is_refused(model: LingbotMap) -> None:
     with pytest.raises(OutOfMemoryError, match="at least"):
         run(model, walk(9), memory="1MB")
 
