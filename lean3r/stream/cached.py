@@ -32,6 +32,7 @@ from lean3r.pipeline.memory import Predictor, Setting, in_units, parse_memory, u
 from lean3r.stream import sim3
 from lean3r.stream.budget import CLOUD_BYTES, or_wait, sides_of
 from lean3r.stream.cache import CacheResult, CacheStream, cache_bytes
+from lean3r.stream.confirm import confirmed
 from lean3r.stream.engine import Estimate, Frame, Settings, place
 from lean3r.stream.options import StreamOptions
 from lean3r.stream.pictures import Keyframe, has_content, picture_of
@@ -148,13 +149,14 @@ class CachedEngine:
         return replace(self.model.policy, window=window, pages=pages, motion_px=motion_px, max_gap=NEVER)
 
     def locate(self, frame: Frame) -> Estimate | None:
-        """See Engine: as if it were the next frame."""
+        """See Engine: as if it were the next frame; `uncertain` if no keyframe of the last ones confirms it."""
         keyframe = Keyframe.of(frame)
         if self._cache is None or not self._cache.stored or keyframe.size != self._size or not has_content(keyframe):
             return None
         picture = self._picture(keyframe)
         result = _result(keyframe, picture, self._cache.query(picture.pixels))
-        return self._estimate(keyframe, result.pose, result.original_intrinsics, self._standing)
+        flags = self._standing | (frozenset() if confirmed(result, self._recent) else {"uncertain"})
+        return self._estimate(keyframe, result.pose, result.original_intrinsics, flags)
 
     def _rest(self) -> list[Estimate]:
         """The frames that wait for anchors which will not come."""
