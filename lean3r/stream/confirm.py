@@ -11,7 +11,7 @@ from lean3r.geometry.lens import Optics
 from lean3r.stream.result import Result
 
 CELL = 4  # pixels along either side whose mean brightness is compared
-# Of an office walk with its cameras and depth, the best of the eight frames before agrees by 0.97 and more (95 %); where
+# Of an office walk with its cameras and depth, the best of eight frames before agrees by 0.97 and more (95 %); where
 # a picture of elsewhere is said to be, by 0.47 at most; where it is moved by 5 % of the depth, by 0.37 to 0.89.
 NEAR, SHARE, ALIKE = 0.1, 0.2, 0.6
 
