@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from docs.markdown import result, table
+import torch
 
+from docs.markdown import result, table
+from lean3r.layers.frames import Pages
+from lean3r.models.lingbot import LingbotMap
+from lean3r.stream.cache import cache_bytes as formula
+
+OF_LINGBOT = 378, 518  # height and width of its pictures
+NUMBERS: tuple[Pages, ...] = ("float32", "bfloat16", "float8")
 CLIPS = ("8", "16")
 MODELS = {
     "nano": "nano, all frames at once",
@@ -91,5 +99,23 @@ def of_rules(r: Mapping[str, Any]) -> Iterable[str]:
         yield f"{name}: AUC@30 {row['auc30']:.1f}, AbsRel {row['abs_rel']:.1f} %, {row['bytes'] / 1e3:.0f} kB"
 
 
-OF_STREAMS: dict[str, Callable[[], str]] = {"stream-clips": clips, "stream-engines": streams, "melt": melt}
+def cache_bytes() -> str:
+    """What LingBot-Map's cache holds once it is full, in each kind of numbers, by the formula of `--memory`."""
+    with torch.device("meta"):
+        model = LingbotMap()
+
+    def gigabytes(window: int, pages: Pages) -> str:
+        policy = replace(model.policy, window=window, pages=pages)
+        return f"{formula(model, policy, model.LONGEST, *OF_LINGBOT) / 1e9:.1f} GB"
+
+    rows = [[str(window), *(gigabytes(window, pages) for pages in NUMBERS)] for window in (48, 24, 8)]
+    return table(["keyframes in full", *(name.replace("float8", "FP8") for name in NUMBERS)], rows)
+
+
+OF_STREAMS: dict[str, Callable[[], str]] = {
+    "stream-cache": cache_bytes,
+    "stream-clips": clips,
+    "stream-engines": streams,
+    "melt": melt,
+}
 """Name of a table on a page -> what makes it."""
