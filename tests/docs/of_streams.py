@@ -109,7 +109,8 @@ def cache_bytes() -> str:
         return f"{formula(model, policy, model.LONGEST, *OF_LINGBOT) / 1e9:.1f} GB"
 
     rows = [[str(window), *(gigabytes(window, pages) for pages in NUMBERS)] for window in (48, 24, 8)]
-    return table(["keyframes in full", *(name.replace("float8", "FP8") for name in NUMBERS)], rows)
+    height, width = OF_LINGBOT
+    return table([f"keyframes in full, {width} x {height}", *(name.replace("float8", "FP8") for name in NUMBERS)], rows)
 
 
 OF_STREAMS: dict[str, Callable[[], str]] = {
