@@ -9,6 +9,7 @@ or the background of a turntable do, is not the place: it shows no parallax.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -52,15 +53,21 @@ def moving(job: Job, answer: Answer, database: Path) -> Moving | None:
     fitting = np.split(every, np.cumsum(matches.counts)[:-1])
     cells = [cells_of(xy, camera) for xy, camera in zip(matches.keypoints, cameras, strict=True)]
     trusted, counts = answer.trusted & answer.has, np.zeros((2, len(job.views), ALONG * ACROSS))
-    rests = []
-    for (a, b), index, fits in zip(matches.pairs, matches.indices, fitting, strict=True):
-        rest = index[:0]
+
+    def rest_of(pair: np.ndarray, index: np.ndarray, fits: np.ndarray) -> np.ndarray:
+        """The matches of a pair of trusted views that do not fit, and agree on one motion."""
+        a, b = pair
+        if not (trusted[a] and trusted[b]):
+            return index[:0]
+        return _agreeing(cameras[a], matches.keypoints[a], cameras[b], matches.keypoints[b], index[~fits])
+
+    with ThreadPoolExecutor(job.threads) as pool:
+        rests = list(pool.map(rest_of, matches.pairs, matches.indices, fitting))
+    for (a, b), index, fits, rest in zip(matches.pairs, matches.indices, fitting, rests, strict=True):
         if trusted[a] and trusted[b]:
-            rest = _agreeing(cameras[a], matches.keypoints[a], cameras[b], matches.keypoints[b], index[~fits])
             for count, each in zip(counts, (index[fits], rest), strict=True):
                 np.add.at(count[a], cells[a][each[:, 0]], 1)
                 np.add.at(count[b], cells[b][each[:, 1]], 1)
-        rests.append(rest)
     ours, theirs = counts
     stays, moves = ours > theirs, (theirs >= LEAST) & (theirs > MOST * ours)
     shares = moves.sum(axis=1) / np.maximum(1, (ours + theirs > 0).sum(axis=1))
