@@ -132,6 +132,11 @@ def _halved(picture: np.ndarray) -> np.ndarray:
     return picture[:height, :width].reshape(height // 2, 2, width // 2, 2).mean((1, 3))
 
 
+def nodes_of(width: int, height: int) -> np.ndarray:
+    """Places (x, y) [N, 2] in pixels of a picture of any size, where motion is measured in its small frame."""
+    return _nodes(height, width)[:, ::-1] + 0.5
+
+
 def _nodes(height: int, width: int) -> np.ndarray:
     """Places (row, column) [N, 2] in the middle of equal cells."""
     rows, cols = (ACROSS, ALONG) if width >= height else (ALONG, ACROSS)

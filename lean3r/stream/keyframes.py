@@ -41,7 +41,10 @@ class Selector:
     def __init__(self, step: float) -> None:
         self.step = step
         self.travelled = 0.0  # by the picture since the start, in longer sides
+        self.flow: np.ndarray | None = None  # of the last frame from frame number `reference`, if it was measured
+        self.reference = 0
         self._reference: Reference | None = None
+        self._reference_index = 0
         self._last: np.ndarray | None = None
         self._reference_at = np.zeros(2)  # one row for each part follows in `_at`
         self._at: np.ndarray | None = None
@@ -54,7 +57,7 @@ class Selector:
         grey = _grey(keyframe)
         is_apart = keyframe.timestamp_s - self._last_s >= APART_S
         self._last_s = keyframe.timestamp_s
-        at, moved = self._move(grey)
+        at, moved = self._move(grey, keyframe.index)
         self.travelled += moved
         if self._key_at is None or self._key_at.shape != at.shape:  # the first, or one of another shape
             self._key_at = at
@@ -99,10 +102,10 @@ class Selector:
         early = next(i for i, far in enumerate(away) if far >= (1 - SHARP_REACH) * self.step)
         return max(list(self._waiting)[early : late + 1], key=lambda candidate: candidate.sharpness)
 
-    def _move(self, grey: np.ndarray) -> tuple[np.ndarray, float]:
+    def _move(self, grey: np.ndarray, index: int) -> tuple[np.ndarray, float]:
         """Where the parts [B, 2] of a frame are, and how far they have moved since the frame before."""
         before, last = self._at, self._last
-        self._last = grey
+        self._last, self.flow, self.reference = grey, None, self._reference_index
         if self._reference is None or before is None or self._reference.picture.shape != grey.shape:
             blocks = 1 if before is None else len(before)
             self._reference = Reference(grey)
@@ -112,15 +115,16 @@ class Selector:
             far = 0.0 if is_first else LOST
             centre = np.zeros(2) if before is None else before.mean(0)
             self._at = self._reference_at = np.tile(centre + far / np.sqrt(2), (blocks, 1))
+            self._reference_index = index
             return self._at, far
         shift = self._reference.flow_to(grey)
         if shift is None:
             step = None if last is None or last.shape != grey.shape else flow_between(last, grey)
             at = before + (np.full_like(before, LOST / np.sqrt(2)) if step is None else step)
         else:
-            at = self._reference_at + shift
+            at, self.flow = self._reference_at + shift, shift
         if shift is None or float(np.linalg.norm(shift, axis=1).mean()) > FOLLOW:
-            self._reference, self._reference_at = Reference(grey), at
+            self._reference, self._reference_at, self._reference_index = Reference(grey), at, index
         self._at = at
         return at, float(np.linalg.norm(at - before, axis=1).mean())
 
@@ -132,6 +136,7 @@ class Selector:
             "reference": None if self._reference is None else self._reference.picture,
             "last": self._last,
             "reference_at": self._reference_at,
+            "reference_index": self._reference_index,
             "at": self._at,
             "key_at": self._key_at,
             "waiting": [{**c.keyframe.state(), "at": c.at, "sharpness": c.sharpness} for c in self._waiting],
@@ -142,6 +147,7 @@ class Selector:
         self.travelled, self._last, self._last_s = state["travelled"], state["last"], state["last_s"]
         self._reference = None if state["reference"] is None else Reference(state["reference"])
         self._reference_at, self._at, self._key_at = state["reference_at"], state["at"], state["key_at"]
+        self._reference_index = state["reference_index"]
         waiting = [_Candidate(Keyframe.restored(c), c["at"], c["sharpness"]) for c in state["waiting"]]
         self._waiting = deque(waiting, maxlen=REACH + 1)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lean3r.stream.engine import Frame
 from lean3r.stream.keyframes import Selector
 from lean3r.stream.pictures import Keyframe, has_content
@@ -17,7 +19,8 @@ REPEATED = 1e-4  # of the picture's longer side: a frame that has moved by less 
 
 class Seen(NamedTuple):
     """A frame that has been looked at: `travelled` says how far the picture had moved by then, `moving_s` for how many
-    seconds it had been moving."""
+    seconds it had been moving; `flow` [N, 2] float32 says how the nodes of frame number `reference` have moved (see
+    inputs/flow.py), if that was measured."""
 
     index: int
     timestamp_s: float
@@ -25,6 +28,8 @@ class Seen(NamedTuple):
     travelled: float
     moving_s: float
     has_content: bool
+    reference: int = 0
+    flow: np.ndarray | None = None
 
     @classmethod
     def restored(cls, state: Sequence[Any]) -> Seen:
@@ -75,9 +80,11 @@ class Looks:
         if travelled - self._travelled > REPEATED:
             self._moving_s += frame.timestamp_s - self._last_s
         self._last_s, self._travelled = frame.timestamp_s, travelled
-        return Look(
-            Seen(frame.index, frame.timestamp_s, keyframe.size, travelled, self._moving_s, shows), chosen, ended
-        )
+        way = travelled, self._moving_s, shows
+        flow = self._selector.flow if shows else None
+        flow = None if flow is None else flow.astype(np.float32)
+        seen = Seen(frame.index, frame.timestamp_s, keyframe.size, *way, self._selector.reference, flow)
+        return Look(seen, chosen, ended)
 
     def end(self) -> list[Keyframe]:
         """The keyframes that are still to come, if no frame follows."""

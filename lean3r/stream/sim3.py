@@ -57,7 +57,12 @@ def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
 
 def angle_rad(rotation: np.ndarray) -> np.ndarray:
     """The angle [...] of rotations [..., 3, 3]."""
-    return so3_log(torch.from_numpy(np.ascontiguousarray(rotation))).norm(dim=-1).numpy()
+    return np.linalg.norm(rotation_vector(rotation), axis=-1)
+
+
+def rotation_vector(rotation: np.ndarray) -> np.ndarray:
+    """The axis times the angle [..., 3] of rotations [..., 3, 3]."""
+    return so3_log(torch.from_numpy(np.ascontiguousarray(rotation))).numpy()
 
 
 def exp(vector: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ from lean3r.stream import sim3
 from lean3r.stream.engine import FLAGS, Estimate
 from lean3r.types import Lens
 
-FORMAT = 10  # of a store and its checkpoints: those of another are refused
+FORMAT = 11  # of a store and its checkpoints: those of another are refused
 STREAM, FRAMES, KEYFRAMES, WINDOWS, NAMES, CHECKPOINT = (
     "stream.json",
     "frames.bin",

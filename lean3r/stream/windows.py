@@ -20,7 +20,7 @@ from lean3r.inputs.past import Past
 from lean3r.models.base import Backbone
 from lean3r.stream import sim3
 from lean3r.stream.bend import Bend
-from lean3r.stream.between import beside, beyond, bridge, camera_between, interpolated, jumps, skips
+from lean3r.stream.between import beside, beyond, bridge, camera_between, jumps, skips
 from lean3r.stream.budget import fit_stream
 from lean3r.stream.engine import Estimate, Frame, Settings, place
 from lean3r.stream.film import MOST_AT_END, Film
@@ -30,6 +30,7 @@ from lean3r.stream.loops import PREDICTED, Loops
 from lean3r.stream.pictures import Keyframe, has_content
 from lean3r.stream.result import Result, join_results
 from lean3r.stream.solver import SOUND, Solver
+from lean3r.stream.turns import Turns
 from lean3r.types import Lens
 
 logger = logging.getLogger("lean3r")
@@ -54,6 +55,7 @@ class WindowEngine:
         self._looks = Looks(settings.step)
         self._ahead: deque[Look] = deque()  # at frames whose turn has not come
         self._pending: deque[Seen] = deque()  # frames without an estimate
+        self._last_known: list[Seen] = []  # the last frame with one
         self._carried: list[Result] = []  # shared with the next window
         self._spare: list[Result] = []  # before these, for the last window
         self._waiting: list[Keyframe] = []
@@ -315,11 +317,15 @@ class WindowEngine:
         gaps = [frame.index for frame in self._pending if not frame.has_content] + cuts
         known, given = [], [of_frame[frame.index] for frame in self._pending if frame.index in of_frame]
         self._film.add([result for result in given if result.keyframe.index <= last], len(self._placements) - 1)
+        turns = Turns([*self._last_known, *self._pending])
         while self._pending and self._pending[0].index <= last:
             frame = self._pending.popleft()
+            self._last_known = [frame]
             result = of_frame.get(frame.index)
             near = beside(results, frame.index, cuts)
-            known.append(self._of_keyframe(frame, result, results) if result else self._between(frame, near, gaps))
+            known.append(
+                self._of_keyframe(frame, result, results) if result else self._between(frame, near, gaps, turns)
+            )
         return known
 
     def _of_keyframe(self, frame: Seen, result: Result, results: Sequence[Result]) -> Estimate:
@@ -339,7 +345,7 @@ class WindowEngine:
             source=result.shown,
         )
 
-    def _between(self, frame: Seen, results: Sequence[Result], gaps: Sequence[int]) -> Estimate:
+    def _between(self, frame: Seen, results: Sequence[Result], gaps: Sequence[int], turns: Turns) -> Estimate:
         """The estimate of a frame that is no keyframe; at `gaps` frames show nothing, or the camera jumps."""
         flags = set(self._standing) | ({"between"} if frame.has_content else {"no-content", "lost"})
         registered = [r for r in results if r.is_registered] or list(results)
@@ -364,7 +370,7 @@ class WindowEngine:
         is_firm = first.is_certain and second.is_certain and not skips(first, second, results, gaps)
         if not is_firm:
             flags |= {"uncertain"}
-        pose = interpolated(usable, frame.moving_s)
+        pose = turns.pose(frame, first, second, usable)
         return self._estimate(frame, pose, camera_between(first, second, frame.index), frozenset(flags))
 
     def _estimate(
@@ -414,6 +420,7 @@ class WindowEngine:
             "looks": self._looks.state(),
             "ahead": [look.state() for look in self._ahead],
             "pending": [list(each) for each in self._pending],
+            "last_known": [list(each) for each in self._last_known],
             "carried": [result.state() for result in self._carried],
             "spare": [result.state() for result in self._spare],
             "waiting": [each.state() for each in self._waiting],
@@ -439,6 +446,7 @@ class WindowEngine:
         self._looks.restore(state["looks"])
         self._ahead = deque(Look.restored(each) for each in state["ahead"])
         self._pending = deque(Seen.restored(each) for each in state["pending"])
+        self._last_known = [Seen.restored(each) for each in state["last_known"]]
         self._carried = [Result.restored(each) for each in state["carried"]]
         self._spare = [Result.restored(each) for each in state["spare"]]
         self._waiting = [Keyframe.restored(each) for each in state["waiting"]]
