@@ -52,12 +52,11 @@ class Turns:
         off = sim3.rotation_vector(poses[end][:3, :3] @ turned[end].T)
         if np.linalg.norm(off) > MOST_RAD:
             return {}
-        centres = {index: sim3.centres(pose) for index, pose in poses.items()}
         found = {}
-        for frame in frames[:-1]:
-            share = (frame.index - start) / (end - start)
+        for frame in frames[:-1]:  # errors add up while the picture moves
+            share = (frame.travelled - first.travelled) / max(second.travelled - first.travelled, 1e-9)
             rotation = sim3.exp(np.array([*share * off, 0, 0, 0, 0]))[:3, :3] @ turned[frame.index]
-            found[frame.index] = sim3.make(1.0, rotation, -rotation @ centres[frame.index])
+            found[frame.index] = sim3.make(1.0, rotation, -rotation @ sim3.centres(poses[frame.index]))
         return found
 
 

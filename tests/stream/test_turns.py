@@ -109,6 +109,22 @@ def test_where_the_motion_is_not_known_all_the_way_cameras_turn_evenly() -> None
     assert np.array_equal(off_rad(seen_frames(cameras)[1:], cameras), evenly), "the keyframe's own motion is not known"
 
 
+def test_a_camera_that_rests_behind_a_keyframe_does_not_turn_there() -> None:
+    """What the measured turns miss the next keyframe by is of the frames whose pictures moved."""
+    cameras = shaken()
+    places_m = {11: 0.1, 12: 0.1, 13: 0.25, 14: 0.4, 15: 0.55, 16: 0.7}
+    for index, x_m in places_m.items():
+        rotation = cameras[10 if index < 13 else index][:3, :3]
+        cameras[index] = sim3.make(1.0, rotation, -rotation @ np.array([x_m, 0, 0]))
+    first, *frames = seen_frames(cameras)
+    frames = [
+        each._replace(travelled=0.9 + places_m[each.index], moving_s=0.9 + places_m[each.index]) for each in frames
+    ]
+    frames[-1] = frames[-1]._replace(flow=frames[-1].flow + np.float32(0.02))
+    off = off_rad([first, *frames], cameras)
+    assert off[:2].max() < 1e-3 and 5e-3 < off[2:].max() < 0.03
+
+
 class Shakes(Knows):
     """Walks past the wall and turns to and fro."""
 
