@@ -29,6 +29,7 @@ from lean3r.cli.options import (
     library_option,
     option,
 )
+from lean3r.cli.summary import describe_warning
 from lean3r.errors import InputError
 from lean3r.export.atomic import check_target
 from lean3r.options import PointOptions
@@ -128,7 +129,7 @@ class StreamCommand:
             raise InputError(
                 f"no usable picture in {', '.join(self.inputs)}{wrong}; expected a video, pictures or a camera."
             )
-        done = {"out": str(self.out), **running.figures, "notes": running.notes}
+        done = {"out": str(self.out), "warnings": running.warnings, **running.figures, "notes": running.notes}
         is_refined = any(report.get("refinement", "kept") != "kept" for report in running.reports)
         console.table("summary", rows(done, is_refined))
         print(json.dumps(done) if self.json else self.out)
@@ -181,6 +182,7 @@ def rows(done: dict[str, Any], is_refined: bool) -> list[tuple[str, str]]:
     how = "the camera is certain" if is_refined else "no join contradicts the camera: the network's own, not refined"
     told = f"of {sure:,} {how}" if sure else "and nothing confirms the camera of any of them"
     return [
+        *(("warning", describe_warning(warning)) for warning in done["warnings"]),
         *(("warning", f"{what}: {count:,}") for what, count in done["notes"].items()),
         ("frames", f"{done['frames']:,}, {told}"),
         ("keyframes", f"{done['keyframes']:,} in {done['windows']:,} windows; {done['revisions']:,} loops closed"),

@@ -66,7 +66,8 @@ class Pictures:
     first pictures are `meeting` others in a match, and doubts what hangs loosely on those that are `joined` to what
     was found before (their numbers). With a `past` it goes on from what was found of that, or finds nothing. If it
     `follows`, it follows points from frame to frame of a video where few features match. In a `chain`, each picture
-    is known to overlap with the one before.
+    is known to overlap with the one before. Where they are `calibrated`, their known intrinsics were found in others of
+    the same camera, and nothing is said against these.
     """
 
     kept: Path | None = None
@@ -75,6 +76,7 @@ class Pictures:
     past: Past | None = None
     follows: bool = False
     chain: bool = False
+    calibrated: bool = False
     searched: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,25 +51,26 @@ def why_not_better(before: Fit, after: Fit, knows_poses: bool = False) -> str | 
     return None
 
 
-def fit(matches: Matches, cameras: Sequence[pycolmap.Camera], cam_from_world: np.ndarray, has: np.ndarray) -> Fit:
-    """The fit of S pycolmap cameras and poses [S, 4, 4] to verified matches. Errors are those of matches between views
-    that the compared model `has` [S]."""
-    every = errors_px(matches, cameras, cam_from_world)
-    views, whole = len(cameras), has[matches.pairs].all(axis=1)
-    told = np.repeat(whole, matches.counts)
-    error = every[told]
-    mine = [(matches.pairs == view).any(axis=1) for view in range(views)]
-    seen = [every[told & np.repeat(pairs, matches.counts)] for pairs in mine]
-    of_pairs = np.array([np.median(each) for each in np.split(every, np.cumsum(matches.counts))[: len(matches.pairs)]])
+def fit(matches: Matches, error: np.ndarray, has: np.ndarray) -> Fit:
+    """The fit of cameras of S views with these errors [M] (`errors_px`) to verified matches. Errors are those of
+    matches between views that the compared model `has` [S]."""
+    whole, of_pairs = has[matches.pairs].all(axis=1), np.split(error, np.cumsum(matches.counts))
+    usual = np.array([np.median(each) for each in of_pairs[: len(matches.pairs)]])
+    told = _median(error[np.repeat(whole, matches.counts)])
+    pairs_of: list[list[int]] = [[] for _ in has]
+    for pair in np.flatnonzero(whole).tolist():
+        for view in matches.pairs[pair]:
+            pairs_of[view].append(pair)
+    seen = [np.concatenate([np.zeros(0), *(of_pairs[pair] for pair in pairs)]) for pairs in pairs_of]
     return Fit(
-        len(every),
-        int((every < INLIER_PX).sum()),
-        round(float((1 - np.minimum(every / INLIER_PX, 1) ** 2).sum()), 1),
-        CAP_PX if (usual := _median(error)) is None else usual,
-        [len(e) for e in seen],
-        [int((e < INLIER_PX).sum()) for e in seen],
-        [_median(e) for e in seen],
-        [_median(of_pairs[whole & pairs]) for pairs in mine],
+        len(error),
+        int((error < INLIER_PX).sum()),
+        round(float((1 - np.minimum(error / INLIER_PX, 1) ** 2).sum()), 1),
+        CAP_PX if told is None else told,
+        [len(each) for each in seen],
+        [int((each < INLIER_PX).sum()) for each in seen],
+        [_median(each) for each in seen],
+        [_median(usual[pairs]) for pairs in pairs_of],
     )
 
 
@@ -93,17 +94,14 @@ def errors_px(matches: Matches, cameras: Sequence[pycolmap.Camera], cam_from_wor
     return np.minimum(np.nan_to_num(np.concatenate(errors), nan=CAP_PX), CAP_PX)
 
 
-def pair_shares(
-    matches: Matches, cameras: Sequence[pycolmap.Camera], cam_from_world: np.ndarray, least: int
-) -> np.ndarray:
-    """Share [S, S] of the verified matches of each pair that cameras fit within INLIER_PX; NaN for fewer than `least`
-    matches and for views without a pose (NaN)."""
-    shares = np.full((len(cameras), len(cameras)), np.nan)
-    ends = np.cumsum(matches.counts)[:-1] if len(matches.pairs) else []
-    errors = np.split(errors_px(matches, cameras, cam_from_world), ends)
-    for (i, j), error in zip(matches.pairs, errors, strict=False):
-        if len(error) >= least and np.isfinite(cam_from_world[[i, j]]).all():
-            shares[i, j] = shares[j, i] = (error < INLIER_PX).mean()
+def pair_shares(matches: Matches, error: np.ndarray, posed: np.ndarray, least: int) -> np.ndarray:
+    """Share [S, S] of the verified matches of each pair with an error [M] within INLIER_PX; NaN for fewer than `least`
+    matches and for views that are not `posed` [S]."""
+    shares = np.full((len(posed), len(posed)), np.nan)
+    of_pairs = np.split(error, np.cumsum(matches.counts))
+    for (i, j), each in zip(matches.pairs, of_pairs, strict=False):
+        if len(each) >= least and posed[i] and posed[j]:
+            shares[i, j] = shares[j, i] = (each < INLIER_PX).mean()
     return shares
 
 
@@ -114,36 +112,48 @@ def turn_only(matches: Matches, cameras: Sequence[pycolmap.Camera]) -> bool:
         np.asarray(camera.cam_from_img(xy)) if len(xy) else np.zeros((0, 2))
         for camera, xy in zip(cameras, matches.keypoints, strict=True)
     ]
-    every, better = [], []
+    of_pairs = []
     for (i, j), index in zip(matches.pairs, matches.indices, strict=True):
         a, b = rays[i][index[:, 0]], rays[j][index[:, 1]]
         known = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)  # outside the lens's field of view
         if known.any():
-            errors = _turn_errors(a[known], b[known])
-            for found, error in zip((every, better), errors, strict=True):
-                found.append(np.minimum(cameras[i].mean_focal_length() * error, CAP_PX))
-    return _is_within(every, 0.5) or _is_within(better, TURNED_SHARE)
+            of_pairs.append((a[known], b[known], cameras[i].mean_focal_length()))
+    return _are_within(of_pairs, _turned, 0.5) or _are_within(of_pairs, _turned_well, TURNED_SHARE)
 
 
-def _is_within(errors_px: Sequence[np.ndarray], share: float) -> bool:
-    """Whether such a share of all errors, and of those of the usual pair, is below TURNED_PX."""
-    if not errors_px:
-        return False
-    of_pairs = np.median([np.quantile(error, share) for error in errors_px])
-    return float(max(np.quantile(np.concatenate(errors_px), share), of_pairs)) < TURNED_PX
+def _are_within(
+    of_pairs: Sequence[tuple[np.ndarray, np.ndarray, float]],
+    turned: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    share: float,
+) -> bool:
+    """Whether such a share of the errors of rays of all pairs that are `turned`, times the focal length, and of those
+    of the usual pair, is below TURNED_PX."""
+    errors, shares, above = [], [], 0
+    for a, b, focal in of_pairs:
+        errors.append(np.minimum(focal * turned(a, b), CAP_PX))
+        shares.append(np.quantile(errors[-1], share))
+        above += shares[-1] >= TURNED_PX
+        if 2 * above > len(of_pairs):
+            return False  # nor is that of the usual pair, whatever the others have
+    return bool(errors) and float(max(np.quantile(np.concatenate(errors), share), np.median(shares))) < TURNED_PX
 
 
-def _turn_errors(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`pair_errors` [M] of the rotation that best aligns rays to others, and of the one that does so for the better
-    half of them."""
+def _turned(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`pair_errors` [M] of the rotation that best aligns rays to others."""
     pose = np.eye(4)
     pose[:3, :3] = best_turn(a, b)
-    every = error = pair_errors(a, b, pose)
+    return pair_errors(a, b, pose)
+
+
+def _turned_well(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The same of the rotation that does so for the better half of them."""
+    error = _turned(a, b)
     for _ in range(AGAIN):
         good = error <= np.median(error)
+        pose = np.eye(4)
         pose[:3, :3] = best_turn(a[good], b[good])
         error = pair_errors(a, b, pose)
-    return every, error
+    return error
 
 
 def best_turn(a: np.ndarray, b: np.ndarray) -> np.ndarray:

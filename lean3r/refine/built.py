@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -41,8 +41,8 @@ class Built(NamedTuple):
         """The answer, with what other models, and its own with other focal lengths, say against it. Models of one kind
         are compared: the others with what this one was before its last adjustment."""
         answer = doubted(job, self, as_found or self, found)
-        is_known = any(group.fixed or group.focal_fixed for group in job.groups) and answer.trusted.sum() > 2
-        note = doubt_of_known(job, self.model, answer) if is_known else None
+        is_stated = not job.calibrated and any(group.fixed or group.focal_fixed for group in job.groups)
+        note = doubt_of_known(job, self.model, answer) if is_stated and answer.trusted.sum() > 2 else None
         return answer if note is None else answer.with_note(*note)
 
 
@@ -98,14 +98,15 @@ def answer_of(
     if accept.turn_only(matches, [cameras[view.group] for view in job.views]):
         return None
     seen_before = (has | job.held) & np.isfinite(job.cam_from_world).all((1, 2))  # the past is not the network's
-    before = accept.fit(matches, _before(job), job.cam_from_world, seen_before)
+    before = accept.fit(matches, _errors_before(job, matches), seen_before)
     placed = np.where(has[:, None, None], poses, np.nan)  # a match with an unregistered view counts as a miss
     placed[job.held] = job.start[job.held]
     used = [cameras[v.group] for v in job.views]
-    after = accept.fit(matches, used, placed, has | job.held)
+    error = accept.errors_px(matches, used, placed)
+    after = accept.fit(matches, error, has | job.held)
+    shares = accept.pair_shares(matches, error, has | job.held, judge.LEAST_MATCHES)
     seen = np.zeros((len(ids), views), bool)
     seen[point, view] = True
-    shares = accept.pair_shares(matches, used, placed, judge.LEAST_MATCHES)
     times_s = np.array([np.nan if v.timestamp_s is None else v.timestamp_s for v in job.views])
     runs = [(run, times_s[list(run)]) for run in job.sequences]
 
@@ -170,9 +171,12 @@ def why_made_up(group: Group, camera: pycolmap.Camera, focal_px: float, of_video
     return None if is_stated or not adjust.is_unlike(camera, focal_px) else NO_FOCAL
 
 
-def _before(job: Job) -> list[pycolmap.Camera]:
+@lru_cache(maxsize=1)
+def _errors_before(job: Job, matches: matching.Matches) -> np.ndarray:
+    """Of the network's cameras, which every model of a job is compared with."""
     groups = [job.groups[view.group] for view in job.views]
-    return [
+    cameras = [
         features.camera_of(group) if group.fixed else features.pinhole(params, group.width, group.height)
         for params, group in zip(job.pinholes, groups, strict=True)
     ]
+    return accept.errors_px(matches, cameras, job.cam_from_world)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from lean3r.geometry.lens import LENSES
-from lean3r.refine.equations import BATCH, Equations, inverse
+from lean3r.refine.equations import Equations, inverse, summed
 from lean3r.refine.job import Answer, Group, Job
 from lean3r.refine.judge import centres_of, places
 
@@ -83,24 +83,13 @@ def lens_variances(answer: Answer, frees_centres: bool = False) -> np.ndarray:
     first radial distortion free; or [3, C], also of its principal points, by x and y in focal lengths, free as well.
     LinAlgError if its equations cannot be solved."""
     of = Equations(answer)
-    views, view, point = len(of.views), of.view, of.point
     by_lens = _by_lens(answer, of, frees_centres)
-    count = by_lens.shape[2]
-    own = np.einsum("oik,oil->kl", by_lens, by_lens)
-    mixed = np.zeros((views, 6, count))
-    np.add.at(mixed, view, of.by_pose.transpose(0, 2, 1) @ by_lens)
-    order = np.argsort(point, kind="stable")
-    for start in range(0, int(point.max(initial=-1)) + 1, BATCH):
-        some = order[slice(*np.searchsorted(point[order], (start, start + BATCH)))]
-        at = point[some] - start
-        back = of.by_point[some].transpose(0, 2, 1)
-        of_points, of_lens = np.zeros((BATCH, 3, 3)), np.zeros((BATCH, 3, count))
-        np.add.at(of_points, at, back @ of.by_point[some])
-        np.add.at(of_lens, at, back @ by_lens[some])
-        told = inverse(of_points) @ of_lens
-        own -= np.einsum("pik,pil->kl", of_lens, told)
-        of_pose = of.by_pose[some].transpose(0, 2, 1) @ of.by_point[some]
-        np.add.at(mixed, view[some], -(of_pose @ told[at]))
+    views, count = len(of.views), by_lens.shape[2]
+    # What is told of the lenses, and of them and the poses together, without what the freedom of the points costs.
+    told = inverse(of.information_of_points()) @ summed(of.by_point.transpose(0, 2, 1) @ by_lens, of.point, len(of.xyz))
+    left = by_lens - of.by_point @ told[of.point]
+    own = np.einsum("oik,oil->kl", by_lens, left)
+    mixed = summed(of.by_pose.transpose(0, 2, 1) @ left, of.view, views)
     mixed = mixed.reshape(6 * views, count)
     poses = of.information()
     size = np.sqrt(np.maximum(np.diag(poses), np.finfo(float).tiny))

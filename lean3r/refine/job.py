@@ -57,8 +57,9 @@ class Job:
     in which features are `kept` between jobs (None: nowhere); how many first views must be `meeting` others in a
     match, or no model is made (0: any); the views by which the model is `joined` to what was found before; and how many
     first views are of the `past`: their poses in `start` were found before, and no model is made but the one that goes
-    on from these; whether it `follows` points from frame to frame of a video where few features match; and whether
-    the video `ends` with a job that has a past."""
+    on from these; whether it `follows` points from frame to frame of a video where few features match; whether the
+    video `ends` with a job that has a past; and whether known intrinsics were `calibrated` with other pictures of the
+    same camera, so that nothing is said against them."""
 
     views: tuple[View, ...]
     groups: tuple[Group, ...]
@@ -76,6 +77,7 @@ class Job:
     past: int = 0
     follows: bool = False
     ends: bool = False
+    calibrated: bool = False
 
     @property
     def knows_focals(self) -> bool:
@@ -133,6 +135,7 @@ class Job:
             "past": self.past,
             "follows": self.follows,
             "ends": self.ends,
+            "calibrated": self.calibrated,
         }
         (folder / "job.json").write_text(json.dumps(plain))
         arrays = {"cam_from_world": self.cam_from_world, "pinholes": self.pinholes, "start": self.start}
@@ -164,6 +167,7 @@ class Job:
             plain["past"],
             plain["follows"],
             plain["ends"],
+            plain["calibrated"],
         )
 
 

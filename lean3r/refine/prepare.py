@@ -74,6 +74,7 @@ def prepare(
         0 if pictures is None else pictures.meeting,
         () if pictures is None else pictures.joined,
         follows=pictures is not None and pictures.follows,
+        calibrated=pictures is not None and pictures.calibrated,
     )
     if pictures is not None and pictures.past is not None and runs == [list(range(len(sources)))]:
         job = with_past(job, pictures.past, [source.name for source in sources], folder)

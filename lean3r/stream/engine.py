@@ -40,6 +40,9 @@ FLAGS = (
 - `apart`: uncertain only because nothing joins its window to the first certain one yet; a loop may.
 """
 
+# Warnings that the reports of windows have with their texts.
+WITH_TEXT = ("known-focal-length", "known-principal-point", "unfinished")
+
 
 class Frame(NamedTuple):
     """A frame of a stream: its number from 0, its time in seconds, and its picture [H, W, 3] uint8, upright; with

@@ -31,7 +31,7 @@ from lean3r.scratch import atomic_file, temporary_folder
 from lean3r.stream import sim3
 from lean3r.stream.bend import bent
 from lean3r.stream.cloud import Cloud
-from lean3r.stream.engine import Engine, flags_now
+from lean3r.stream.engine import WITH_TEXT, Engine, flags_now
 from lean3r.stream.store import (
     CHECKPOINT,
     FRAMES,
@@ -75,9 +75,11 @@ class Publisher:
         self._numbers: list[int] = []  # of the frames that are views
         self._near: set[int] = set()  # the numbers of the last views before uncertain frames
 
-    def publish(self, engine: Engine, cloud: Cloud, figures: Mapping[str, Any], *, is_final: bool) -> int:
+    def publish(
+        self, engine: Engine, cloud: Cloud, figures: Mapping[str, Any], *, is_final: bool
+    ) -> tuple[int, list[dict[str, Any]]]:
         """Write all files, each at once; predictions.npz, which copies all depth maps, only at the end. Returns how
-        many frames are uncertain now."""
+        many frames are uncertain now, and what the manifest warns of."""
         (self.store.folder / PREDICTIONS).unlink(missing_ok=True)  # those of a shorter stream, if it has grown since
         self._placements, self._bends, self._rejoined = engine.placements, engine.bends, engine.rejoined
         uncertain = self._trajectories()
@@ -92,8 +94,10 @@ class Publisher:
                 self._predictions(part)
         with atomic_file(self.store.folder / CONFIG) as part:
             part.write_text(toml(self.config))
-        self._manifest(cloud, views, more)
-        return uncertain
+        told = warnings_of(self.store.windows(), more["stream"], views, self._numbers, self._near)
+        warnings = self._cautions + told
+        self._manifest(cloud, views, {"warnings": warnings, **more})
+        return uncertain, warnings
 
     def _frames(self) -> Iterator[tuple[np.void, np.ndarray]]:
         """Records, with the poses cam_from_world [4, 4] as of now."""
@@ -250,8 +254,6 @@ class Publisher:
         about = {
             "layout_version": LAYOUT_VERSION,
             "lean3r": metadata.version("lean3r"),
-            "warnings": self._cautions
-            + warnings_of(self.store.windows(), more["stream"], views, self._numbers, self._near),
             **self.info,
             **more,
             "scale": "relative",
@@ -276,6 +278,7 @@ def warnings_of(
     `views` that each is about; `numbers` are those of their frames. If no view is uncertain but frames between them
     are, these are the views before them, whose numbers are `near`."""
     count, about, reasons = Counter[str](), defaultdict[str, dict[str, None]](dict), Counter[str]()
+    first = dict.fromkeys(WITH_TEXT, "")  # texts, of the first window that has them
     for window in windows:
         count["windows"] += 1
         is_unrefined = window.get("refinement") == "kept" and "reason" in window and window["keyframes"] > 1
@@ -291,8 +294,11 @@ def warnings_of(
             ("background-rests", window.get("background-rests")),
             ("views-disagree", window.get("disagrees")),
             ("not-joined", window.get("join", {}).get("bad")),
+            *((code, window.get(code)) for code in WITH_TEXT),
         ):
             if is_so:
+                if code in first:
+                    first[code] = first[code] or str(is_so)
                 count[code] += 1
                 within = slice(bisect_left(numbers, window["first"]), bisect_right(numbers, window["last"]))
                 if len(about[code]) < NAMED:
@@ -321,6 +327,7 @@ def warnings_of(
         "views-disagree": f"in {count['views-disagree']} {of} the depths of views that see the same place contradict "
         "each other: their cameras may be far off",
         "not-joined": f"{count['not-joined']} {of} do not fit those before: what is in them may be elsewhere",
+        **{code: f"in {count[code]} {of} {text}" for code, text in first.items()},
         "identical-pictures": f"one keyframe in {stream['frames']} frames, as what they show does not move: without "
         "parallax, depth is the network's guess from one picture",
     }

@@ -104,7 +104,8 @@ def stream(
 class Stream:
     """Estimates of a stream; made by `lean3r.stream`, and iterated over once.
 
-    `reports` holds the last windows of the `report_count` that there were. `figures` says how fast it was.
+    `reports` holds the last windows of the `report_count` that there were. `figures` says how fast it was, `warnings`
+    what the manifest in the output folder warns of, each with a `code`, a `text` and `views`.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Stream:
         self.delays, self.works = Times(), Times()
         self.frames = self.keyframes = self.dropped = self.uncertain = 0
         self.seconds, self.notes = 0.0, {}
+        self.warnings: list[dict[str, Any]] = []
         self.engine: Engine | None = None
         self.cloud: Cloud | None = None
         self._placements = np.zeros((0, 4, 4))  # by which the cloud is placed
@@ -352,7 +354,8 @@ class Stream:
         assert self.engine is not None and self.cloud is not None
         begun = time.perf_counter()
         with room(store.folder):
-            self.uncertain = self._publisher(store).publish(self.engine, self.cloud, self.figures, is_final=is_final)
+            publisher = self._publisher(store)
+            self.uncertain, self.warnings = publisher.publish(self.engine, self.cloud, self.figures, is_final=is_final)
         self._published_at = time.perf_counter()
         self._publishing_s = self._published_at - begun
 

@@ -28,7 +28,7 @@ from lean3r.refine.rivals import differing
 from lean3r.refine.world import into_known
 from lean3r.scratch import temporary_folder
 from lean3r.stream import sim3
-from lean3r.stream.engine import Frame, Settings
+from lean3r.stream.engine import WITH_TEXT, Frame, Settings
 from lean3r.stream.options import given_camera
 from lean3r.stream.pictures import Keyframe, Recent
 from lean3r.stream.result import LEAST_SURE, Result, results_of
@@ -69,6 +69,7 @@ class Solver:
     def __init__(self, model: Backbone, settings: Settings) -> None:
         self.model, self.settings = model, settings
         self.cameras: dict[tuple[int, int], Camera] = {}
+        self._said: set[str] = set()  # warnings that were logged
         self._scratch, self._ahead = ExitStack(), Ahead()
         self._scratch.callback(self._ahead.end)
         weakref.finalize(self, self._scratch.close)
@@ -148,9 +149,18 @@ class Solver:
             **{key: report[key] for key in ("reason", "zooms") if key in report},
             **({"disagrees": True} if warns(scene, "views-disagree") else {}),
             **{code: True for code in OF_WINDOWS if warns(scene, code)},
+            **self._told(scene, keyframes),
             **({"past": past_in(results, **report["past"])} if "past" in report else {}),
             "focal_px": round(float(np.median([r.original_intrinsics[0, 0] for r in results])), 3),
         }
+
+    def _told(self, scene: Reconstruction, keyframes: Sequence[Keyframe]) -> dict[str, str]:
+        """The texts of a window's warnings that are kept with them. Each is logged once: a stream may be long."""
+        found = {w["code"]: w["text"] for w in scene.info.get("warnings", ()) if w["code"] in WITH_TEXT}
+        for code in found.keys() - self._said:
+            logger.warning("keyframes %d to %d: %s", keyframes[0].index, keyframes[-1].index, found[code])
+        self._said |= found.keys()
+        return found
 
     def _is_enough(self, scene: Reconstruction, joined: Sequence[int], is_last: bool) -> bool:
         """Whether all cameras of a window are trusted that no later one knows better."""
@@ -196,6 +206,7 @@ class Solver:
     def _run(self, pictures: Recent) -> tuple[Reconstruction, bool]:
         """The reconstruction of keyframes, and whether their intrinsics were known before."""
         settings, camera = self.settings, self._camera(pictures.keyframes)
+        pictures.calibrated = camera is not None and settings.intrinsics is None
         give_memory_back()  # that of the cloud and of a checkpoint would stay beneath that of the window
         with _quiet():  # each window would repeat its warnings: flags and reports say what is uncertain
             scene = reconstruct(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lean3r.colmap_library import pycolmap
-from lean3r.refine.accept import Fit, fit, pair_errors, turn_only, why_not_better
+from lean3r.refine.accept import Fit, errors_px, fit, pair_errors, turn_only, why_not_better
 from lean3r.refine.matching import Matches
 
 
@@ -60,11 +60,11 @@ def test_errors_cover_the_views_of_a_model_and_inliers_cover_all() -> None:
     keypoints = [500 * rays(points + pose[:3, 3]) + [320, 240] for pose in poses]
     every = np.tile(np.arange(90)[:, None], (1, 2))
     matches = Matches(keypoints, np.array([[0, 1], [1, 2]]), [every[:40], every[40:]], [None, None])
-    whole = fit(matches, [camera] * 3, poses, np.ones(3, bool))
+    whole = fit(matches, errors_px(matches, [camera] * 3, poses), np.ones(3, bool))
     assert (whole.matches, whole.inliers, whole.view_matches) == (90, 90, [40, 90, 50]) and whole.error_px < 1e-3
     placed = poses.copy()
     placed[2] = np.nan
-    part = fit(matches, [camera] * 3, placed, np.array([True, True, False]))
+    part = fit(matches, errors_px(matches, [camera] * 3, placed), np.array([True, True, False]))
     assert (part.matches, part.inliers, part.view_matches) == (90, 40, [40, 40, 0])
     assert part.error_px < 1e-3 and part.view_error_px[2] is None and abs(part.score - 40) < 0.1
     assert part.view_pair_px == part.view_error_px
@@ -80,7 +80,7 @@ def test_a_wrong_view_spoils_few_pairs_of_the_others() -> None:
     every = np.tile(np.arange(90)[:, None], (1, 2))
     matches = Matches(keypoints, np.array([[0, 1], [0, 2], [1, 2], [2, 3]]), [every[:20]] * 3 + [every], [None] * 4)
     poses[3, 1, 3] = 0.5
-    spoilt = fit(matches, [camera] * 4, poses, np.ones(4, bool))
+    spoilt = fit(matches, errors_px(matches, [camera] * 4, poses), np.ones(4, bool))
     assert (spoilt.view_error_px[2] or 0) > 1 > 1e-3 > (spoilt.view_pair_px[2] or 0)
     assert (spoilt.view_pair_px[3] or 0) > 1
 

@@ -166,6 +166,13 @@ def test_a_stream_of_a_fisheye_lens_says_so() -> None:
     assert told["code"] == "fisheye" and "FOV" in told["text"]
 
 
+def test_what_contradicts_stated_intrinsics_is_said_by_the_stream_too() -> None:
+    text = "the known focal length does not fit the pictures: 0.77 times that brings ..."
+    windows = [{"first": 0, "last": 9}, *({"first": at, "last": at + 9, "known-focal-length": text} for at in (5, 10))]
+    (told,) = warnings_of(windows, {"frames": 20, "uncertain": 0}, [], [], set())
+    assert told["code"] == "known-focal-length" and told["text"] == f"in 2 of 3 windows {text}"
+
+
 def test_a_stream_that_rests_says_that_its_depth_is_a_guess(tmp_path: Path) -> None:
     image = frame(0.3)
     run([(i / 10, image) for i in range(30)], tmp_path)
