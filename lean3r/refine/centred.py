@@ -19,6 +19,7 @@ from lean3r.refine.intrinsics import DECENTRING
 from lean3r.refine.matching import Matches
 from lean3r.refine.rolling import shared_model, thinned
 from lean3r.refine.separate import STEPS, adjusted_px
+from lean3r.refine.settle import is_better
 from lean3r.refine.sharpen import adjust_robustly, errors_px
 
 USUAL = 0.015  # of the focal length: how far the middle of a lens is from that of the pictures
@@ -30,7 +31,7 @@ LEAST_SHIFT = 0.002  # of the focal length: less changes hardly anything
 
 def centred(matches: Matches, mapper: Mapper, built: Built) -> Built:
     """The model of a film with the middle of its lens moved, or as it was, if that is known or hardly moves, or if the
-    model fits no better."""
+    model fits no better. Where it moved, matches may fit that did not before: tracks are completed with them."""
     job, answer = mapper.job, built.answer
     used = {answer.camera[view] for view in np.flatnonzero(answer.has)}
     if len(used) != 1 or job.held.any() or job.past:
@@ -42,9 +43,12 @@ def centred(matches: Matches, mapper: Mapper, built: Built) -> Built:
     shift_px = _likely_shift_px(built, number, mapper)
     if not np.abs(shift_px).max() >= LEAST_SHIFT * answer.params[number][0]:
         return built
-    again = Built.of(job, matches, _moved(mapper, built.model, shift_px), answer.report["start"])
-    is_as_good = again is not None and again.answer.trusted.sum() >= answer.trusted.sum()
-    return again if again is not None and is_as_good and _score(again) > _score(built) else built
+    moved = Built.of(job, matches, _moved(mapper, built.model, shift_px), answer.report["start"])
+    is_as_good = moved is not None and moved.answer.trusted.sum() >= answer.trusted.sum()
+    if moved is None or not is_as_good or _score(moved) <= _score(built):
+        return built
+    again = Built.of(job, matches, mapper.polish(pycolmap.Reconstruction(moved.model)), answer.report["start"])
+    return again if again is not None and is_better(again.answer, moved.answer) else moved
 
 
 def _likely_shift_px(built: Built, number: int, mapper: Mapper) -> np.ndarray:
