@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from lean3r.geometry.lens import LENSES
-from lean3r.refine.equations import Equations, inverse, summed
+from lean3r.refine.equations import Equations, inverse
 from lean3r.refine.job import Answer, Group, Job
 from lean3r.refine.judge import centres_of, places
 
@@ -23,6 +23,7 @@ GUESSED = 0.3  # of a network's: in places that it never saw 0.03 to 0.55, 0.26 
 COMMON = 0.2
 FAR = 0.1  # deviation that matters; where less was expected, focal lengths were off by 0.04 at most
 DAMPING = 1e-9
+BATCH = 5000  # measurements whose change with all lenses is held at once
 MOST_POINTS = 6000  # what a common part of all errors leaves does not depend on their number
 
 
@@ -86,10 +87,15 @@ def lens_variances(answer: Answer, frees_centres: bool = False) -> np.ndarray:
     by_lens = _by_lens(answer, of, frees_centres)
     views, count = len(of.views), by_lens.shape[2]
     # What is told of the lenses, and of them and the poses together, without what the freedom of the points costs.
-    told = inverse(of.information_of_points()) @ summed(of.by_point.transpose(0, 2, 1) @ by_lens, of.point, len(of.xyz))
-    left = by_lens - of.by_point @ told[of.point]
-    own = np.einsum("oik,oil->kl", by_lens, left)
-    mixed = summed(of.by_pose.transpose(0, 2, 1) @ left, of.view, views)
+    own, mixed, told = np.zeros((count, count)), np.zeros((views, 6, count)), np.zeros((len(of.xyz), 3, count))
+    parts = [slice(start, start + BATCH) for start in range(0, len(of.view), BATCH)]
+    for some in parts:
+        np.add.at(told, of.point[some], of.by_point[some].transpose(0, 2, 1) @ by_lens[some])
+    told = inverse(of.information_of_points()) @ told
+    for some in parts:
+        left = by_lens[some] - of.by_point[some] @ told[of.point[some]]
+        own += np.tensordot(by_lens[some], left, ((0, 1), (0, 1)))
+        np.add.at(mixed, of.view[some], of.by_pose[some].transpose(0, 2, 1) @ left)
     mixed = mixed.reshape(6 * views, count)
     poses = of.information()
     size = np.sqrt(np.maximum(np.diag(poses), np.finfo(float).tiny))
