@@ -201,6 +201,15 @@ def test_stated_focal_lengths_that_do_not_fit_are_told(
     assert ("known-focal-length" in codes(found)) == is_told
 
 
+def test_nothing_is_said_against_intrinsics_that_a_stream_found_itself(tmp_path: Path) -> None:
+    poses = scenes.arc(5)
+    scenes.write(poses, tmp_path)
+    pictures = Pictures(tmp_path)
+    pictures.calibrated = True
+    known = KnownCameras(intrinsics=np.stack([np.diag([1.15, 1.15, 1]) @ scenes.INTRINSICS] * 5))
+    assert not codes(refine(scenes.scene(poses), pictures, RefineOptions(seconds=GENEROUS), known=known))
+
+
 @pytest.mark.parametrize(("off", "is_told"), [(0.0, False), (0.1, True)])
 def test_stated_principal_points_that_do_not_fit_are_told(off: float, is_told: bool, tmp_path: Path) -> None:
     """They fit with nearly the same error, by cameras that are turned and moved."""

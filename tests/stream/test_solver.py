@@ -100,6 +100,23 @@ def test_a_window_of_few_keyframes_does_not_tell_the_intrinsics_of_the_next_ones
     assert bool(found.cameras) == is_held
 
 
+def test_what_contradicts_stated_intrinsics_is_said_at_once_and_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    keyframes: Any = [SimpleNamespace(index=i, size=(4, 3)) for i in range(3)]
+    results = [SimpleNamespace(is_certain=True, original_intrinsics=np.eye(3), lens=None) for _ in keyframes]
+    warnings = [{"code": "known-focal-length", "text": "it does not fit"}, {"code": "no-parallax", "text": "at rest"}]
+    scene = SimpleNamespace(info={"refinement": {"status": "refined", "trusted": 3}, "warnings": warnings}, lenses=())
+    monkeypatch.setattr(Solver, "_pictures", lambda self, keyframes, joined: SimpleNamespace())
+    monkeypatch.setattr(Solver, "_run", lambda self, pictures: (scene, True))
+    monkeypatch.setattr(solver, "results_of", lambda scene, keyframes: results)
+    found = Solver(None, SimpleNamespace(intrinsics=(4, 4, 2, 1), window=3))  # type: ignore[arg-type]
+    with caplog.at_level("WARNING", logger="lean3r"):
+        reports = [each[1] for each in (found.window(keyframes), found.window(keyframes)) if each]
+    assert [report["known-focal-length"] for report in reports] == ["it does not fit"] * 2
+    assert "no-parallax" not in reports[0] and len(caplog.records) == 1
+
+
 def scene_of(centres: np.ndarray, certain: int, goes_on: bool) -> Any:
     """A scene with cameras at these places, of which so many first ones are certain."""
     poses = np.tile(np.eye(4), (len(centres), 1, 1))
