@@ -9,6 +9,7 @@ import numpy as np
 
 from lean3r.colmap_library import pycolmap
 from lean3r.geometry.lens import LENSES
+from lean3r.refine.equations import tracks_of
 from lean3r.refine.features import files_to_view
 from lean3r.refine.job import Group, Job
 from lean3r.refine.judge import places
@@ -280,14 +281,12 @@ def drop_weak_views(model: pycolmap.Reconstruction) -> None:
 
 def parallax_deg(centres: np.ndarray, xyz: np.ndarray, point: np.ndarray, view: np.ndarray) -> float:
     """Median over points [P, 3] of the largest angle between two rays to centres [S, 3] that see them, in degrees; 0
-    without points. The measurements `point`, `view` [O] are in the order of the points."""
+    without points. Measurements are `point`, `view` [O]."""
     rays = centres[view] - xyz[point]
     rays /= np.linalg.norm(rays, axis=1, keepdims=True)
-    seen = np.bincount(point, minlength=len(xyz))
-    first = np.cumsum(seen) - seen
     angles = [np.zeros(0)]
-    for count in np.unique(seen[seen > 0]):
-        of_point = rays[first[seen == count][:, None] + np.arange(count)]
+    for measured in tracks_of(point):
+        of_point = rays[measured]
         cosine = (of_point @ of_point.transpose(0, 2, 1)).min(axis=(1, 2))
         angles.append(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
     every = np.concatenate(angles)

@@ -53,7 +53,7 @@ class Equations:
         # With a point free, each pair of its measurements tells less, by what both say of it: a product of two parts.
         half = np.linalg.cholesky(inverse(self.information_of_points()))
         lost = self.by_pose.transpose(0, 2, 1) @ (self.by_point @ half[self.point])
-        for seen in self.measurements_of_points():
+        for seen in tracks_of(self.point):
             most = max(1, BATCH // seen.shape[1] ** 2)
             for some in np.split(seen, range(most, len(seen), most)):
                 view, of_points = self.view[some], lost[some].reshape(len(some), -1, 3)
@@ -65,19 +65,19 @@ class Equations:
         """What the measurements tell of each point [P, 3, 3]."""
         return summed(self.by_point.transpose(0, 2, 1) @ self.by_point, self.point, len(self.xyz))
 
-    def measurements_of_points(self) -> Iterator[np.ndarray]:
-        """The measurements of the points that are seen equally often [N, K], for each K there is."""
-        order = np.argsort(self.point, kind="stable")
-        count = np.bincount(self.point, minlength=len(self.xyz))
-        first = np.cumsum(count) - count
-        for often in np.unique(count[count > 0]):
-            yield order[first[count == often][:, None] + np.arange(often)]
-
     def centres(self) -> np.ndarray:
         """How the centres change with the poses, [V, 3, 6]."""
         # The centre is -R' t; a small rotation w of the camera moves it by R' (w x t).
         back = self.pose[:, :3, :3].transpose(0, 2, 1)
         return np.concatenate([-back @ cross(self.pose[:, :3, 3]), -back], axis=2)
+
+
+def tracks_of(point: np.ndarray) -> Iterator[np.ndarray]:
+    """The measurements [N, K], by their points `point` [O], of all points that are measured K times; for each K."""
+    order, count = np.argsort(point, kind="stable"), np.bincount(point)
+    first = np.cumsum(count) - count
+    for times in np.unique(count[count > 0]):
+        yield order[first[count == times][:, None] + np.arange(times)]
 
 
 def summed(each: np.ndarray, number: np.ndarray, count: int) -> np.ndarray:
