@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import lean3r
+from lean3r.cli.main import main
 from lean3r.colmap_library import pycolmap
 from lean3r.inputs.cameras import read_given
 from lean3r.stream import frames
@@ -178,3 +179,12 @@ def test_a_stream_that_rests_says_that_its_depth_is_a_guess(tmp_path: Path) -> N
     run([(i / 10, image) for i in range(30)], tmp_path)
     (told,) = json.loads((tmp_path / "manifest.json").read_text())["warnings"]
     assert told["code"] == "identical-pictures" and "one keyframe in 30 frames" in told["text"]
+
+
+def test_the_command_prints_what_the_manifest_warns_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = folder(tmp_path / "rests", [frame(0.3)] * 6)
+    assert main(["stream", str(given), "-o", str(tmp_path / "out"), "--json"]) == 0
+    printed = capsys.readouterr()
+    told = json.loads((tmp_path / "out" / "manifest.json").read_text())["warnings"]
+    assert json.loads(printed.out)["warnings"] == told and told[0]["code"] == "identical-pictures"
+    assert f"[identical-pictures] {told[0]['text']}" in " ".join(printed.err.split())
