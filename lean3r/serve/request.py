@@ -33,6 +33,7 @@ NUMBERS_ONLY = {
     "value": "FX,FY,CX,CY",
     "help": "Known intrinsics of all pictures, in their pixels; upload a JSON file of them as known cameras.",
 }
+_SWITCH = re.compile(r"--([a-z][a-z-]*)")  # of the command line, which users of the page may not know
 _FOUR = re.compile(r"\s*[-+.\deE]+\s*(,\s*[-+.\deE]+\s*){3}")
 _SETTINGS = re.compile(r"[\w.,=+-]{0,200}")
 _LONG = 300  # characters of a text
@@ -204,9 +205,14 @@ def describe(models: Sequence[str]) -> list[dict[str, Any]]:
         kind = "text" if name == INTRINSICS else _kind(type_of(field, group))
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         about = {"name": name, "kind": "choice" if choices else kind, "choices": choices, "default": default}
-        about |= {"value": field.metadata["metavar"], "help": field.metadata["help"]}
+        help = _SWITCH.sub(_in_words, field.metadata["help"])
+        about |= {"value": field.metadata["metavar"], "help": help}
         found.append(about | NUMBERS_ONLY if name == INTRINSICS else about)
     return found
+
+
+def _in_words(switch: re.Match[str]) -> str:
+    return "the known cameras" if switch[1] == "cameras" else f"'{switch[1].replace('-', ' ')}'"
 
 
 def _choices(kind: Any) -> Iterator[str]:

@@ -41,6 +41,13 @@ def test_no_option_is_described_as_a_file_of_the_machine() -> None:
     assert "upload" in about["intrinsics"]["help"]
 
 
+def test_helps_name_the_fields_of_the_page_not_options_of_the_command_line() -> None:
+    helps = {option["name"]: option["help"] for option in describe(["nano"])}
+    assert not [text for text in helps.values() if "--" in text]
+    assert helps["image_factors"].startswith("With 'undistort': also write")
+    assert helps["known"].startswith("What to use of the known cameras; both")
+
+
 def test_what_names_pictures_is_checked_against_those_that_run_and_reads_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
