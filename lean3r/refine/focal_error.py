@@ -84,17 +84,25 @@ def lens_variances(answer: Answer, frees_centres: bool = False) -> np.ndarray:
     first radial distortion free; or [3, C], also of its principal points, by x and y in focal lengths, free as well.
     LinAlgError if its equations cannot be solved."""
     of = Equations(answer)
-    by_lens = _by_lens(answer, of, frees_centres)
-    views, count = len(of.views), by_lens.shape[2]
+    used = sorted({answer.camera[view] for view in of.views})
+    bends = np.array([LENSES[answer.models[camera]][1] > 0 for camera in used])
+    wanted = 3 if frees_centres else 1
+    views, count = len(of.views), wanted * len(used) + int(bends.sum())
+    number = np.array([used.index(answer.camera[view]) for view in of.views])
+
+    def by_lens(some: slice) -> np.ndarray:
+        return _by_lens(of, some, number, bends, frees_centres)
+
     # What is told of the lenses, and of them and the poses together, without what the freedom of the points costs.
     own, mixed, told = np.zeros((count, count)), np.zeros((views, 6, count)), np.zeros((len(of.xyz), 3, count))
     parts = [slice(start, start + BATCH) for start in range(0, len(of.view), BATCH)]
     for some in parts:
-        np.add.at(told, of.point[some], of.by_point[some].transpose(0, 2, 1) @ by_lens[some])
+        np.add.at(told, of.point[some], of.by_point[some].transpose(0, 2, 1) @ by_lens(some))
     told = inverse(of.information_of_points()) @ told
     for some in parts:
-        left = by_lens[some] - of.by_point[some] @ told[of.point[some]]
-        own += np.tensordot(by_lens[some], left, ((0, 1), (0, 1)))
+        mine = by_lens(some)
+        left = mine - of.by_point[some] @ told[of.point[some]]
+        own += np.tensordot(mine, left, ((0, 1), (0, 1)))
         np.add.at(mixed, of.view[some], of.by_pose[some].transpose(0, 2, 1) @ left)
     mixed = mixed.reshape(6 * views, count)
     poses = of.information()
@@ -103,26 +111,23 @@ def lens_variances(answer: Answer, frees_centres: bool = False) -> np.ndarray:
     told = own - mixed.T @ np.linalg.solve(poses, mixed)
     size = np.sqrt(np.maximum(np.diag(own), np.finfo(float).tiny))
     covariance = np.linalg.inv(told / size[:, None] / size + DAMPING * np.eye(count)) / size[:, None] / size
-    used, wanted = len({answer.camera[each] for each in of.views}), 3 if frees_centres else 1
-    variances = np.diag(covariance)[: wanted * used].reshape(wanted, used)
+    variances = np.diag(covariance)[: wanted * len(used)].reshape(wanted, len(used))
     return np.where(variances > 0, variances, np.inf)  # rounding leaves others where nothing determines them
 
 
-def _by_lens(answer: Answer, of: Equations, frees_centres: bool) -> np.ndarray:
-    """How measurements [O, 2, K] change with the logarithms of the cameras' focal lengths, then with their principal
-    points if wanted, and then with the first distortion of those that have one, in standard deviations."""
-    cameras = [answer.camera[view] for view in of.views]
-    used = sorted(set(cameras))
-    number = np.array([used.index(camera) for camera in cameras])[of.view]
-    turned = (of.pose[of.view, :3, :3] @ of.xyz[of.point][..., None])[..., 0] + of.pose[of.view, :3, 3]
+def _by_lens(of: Equations, some: slice, number: np.ndarray, bends: np.ndarray, frees_centres: bool) -> np.ndarray:
+    """How `some` measurements [O, 2, K] change with the logarithms of the cameras' focal lengths, then with their
+    principal points if wanted, and then with the first distortion of those that have one (`bends` [C]), in standard
+    deviations; `number` [V] is that of each view's camera."""
+    view = of.view[some]
+    turned = (of.pose[view, :3, :3] @ of.xyz[of.point[some]][..., None])[..., 0] + of.pose[view, :3, 3]
     rays = turned[:, :2] / turned[:, 2:]
     # `by_pose` ends with the change by a translation: along x, that is the focal length in standard deviations by z.
-    focal = (of.by_pose[:, 0, 3] * turned[:, 2])[:, None]
+    focal = (of.by_pose[some, 0, 3] * turned[:, 2])[:, None]
     by_focal = rays * focal
-    mine = (number[:, None] == np.arange(len(used)))[:, None]
+    mine = (number[view][:, None] == np.arange(len(bends)))[:, None]
     columns = [by_focal[..., None] * mine]
     if frees_centres:
         columns += [(focal * axis)[..., None] * mine for axis in np.eye(2)]
-    bends = [LENSES[answer.models[camera]][1] > 0 for camera in used]
     columns.append((by_focal * (rays**2).sum(1, keepdims=True))[..., None] * mine[..., bends])
     return np.concatenate(columns, axis=2)

@@ -7,6 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from lean3r.geometry.lens import scale_lens
+from lean3r.inputs.motion import small_size
 from lean3r.stream import sim3
 from lean3r.stream.keyframes import APART_S
 from lean3r.stream.looks import REPEATED, Seen
@@ -23,12 +25,25 @@ def interpolated(results: Sequence[Result], moving_s: float) -> np.ndarray:
     return sim3.between(np.stack([result.pose for result in results]), at, moving_s)
 
 
-def camera_between(first: Result, second: Result, index: int) -> tuple[np.ndarray, Lens | None]:
-    """Intrinsics and lens of a frame between two keyframes, while the lens may zoom."""
+def camera_at(result: Result, size: tuple[int, int]) -> tuple[np.ndarray, Lens | None]:
+    """Intrinsics and lens of a keyframe in pixels of a frame of this size: a source may change it as it goes."""
+    matrix, lens = result.camera
+    if size == result.keyframe.size:
+        return matrix, lens
+    across, down = np.divide(size, result.keyframe.size)
+    return np.diag([across, down, 1]) @ matrix, None if lens is None else scale_lens(lens, across, down)
+
+
+def camera_between(first: Result, second: Result, index: int, size: tuple[int, int]) -> tuple[np.ndarray, Lens | None]:
+    """Intrinsics and lens of a frame of this size between two keyframes, while the lens may zoom; those of one of them,
+    if only that has the frame's shape."""
+    alike = [small_size(*each.keyframe.size) == small_size(*size) for each in (first, second)]
+    if sum(alike) == 1:
+        return camera_at(first if alike[0] else second, size)
     share = (index - first.keyframe.index) / (second.keyframe.index - first.keyframe.index)
-    (matrix, lens), (other, other_lens) = first.camera, second.camera
+    (matrix, lens), (other, other_lens) = camera_at(first, size), camera_at(second, size)
     if (lens and lens.model) != (other_lens and other_lens.model):
-        return second.camera if share > 0.5 else first.camera
+        return (other, other_lens) if share > 0.5 else (matrix, lens)
     if lens is not None and other_lens is not None:
         params = np.array(lens.params) + share * (np.array(other_lens.params) - lens.params)
         lens = Lens(lens.model, tuple(map(float, params)))

@@ -80,9 +80,10 @@ def fit_stream(
 
 def sides_of(model: Backbone, settings: Settings) -> list[int]:
     """The resolutions to try, the largest first: the usual one may become smaller, one that was asked for stays."""
-    side = settings.resolution or model.resolution
-    sides = [side] if side != model.resolution else [side, *(round(share * side) for share in SIDES)]
-    return [each for each in sides if each >= 6 * model.patch] or [side]
+    if settings.resolution is not None:
+        return [settings.resolution]
+    sides = [model.resolution, *(round(share * model.resolution) for share in SIDES)]
+    return [each for each in sides if each >= 6 * model.patch] or [model.resolution]
 
 
 def or_wait(queue: int) -> str:

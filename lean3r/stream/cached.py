@@ -141,9 +141,12 @@ class CachedEngine:
         """Whether no frame waits for anchors: none has begun to, or all are there."""
         return self._cache is None or bool(self._cache.stored)
 
+    def _network_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return network_size(*size, self._resolution, self.model.patch)
+
     def policy_of(self, size: tuple[int, int]) -> CachePolicy:
         """What the cache keeps of frames of this width and height."""
-        motion_px = self.settings.step * max(network_size(*size, self._resolution, self.model.patch))
+        motion_px = self.settings.step * max(self._network_size(size))
         window = min(self.settings.window, self.model.WIDEST or self.settings.window)
         pages = self.model.policy.pages if self.settings.pages == "auto" else self.settings.pages
         return replace(self.model.policy, window=window, pages=pages, motion_px=motion_px, max_gap=NEVER)
@@ -151,7 +154,9 @@ class CachedEngine:
     def locate(self, frame: Frame) -> Estimate | None:
         """See Engine: as if it were the next frame; `uncertain` if no keyframe of the last ones confirms it."""
         keyframe = Keyframe.of(frame)
-        if self._cache is None or not self._cache.stored or keyframe.size != self._size or not has_content(keyframe):
+        if self._cache is None or self._size is None or not self._cache.stored or not has_content(keyframe):
+            return None
+        if self._network_size(keyframe.size) != self._network_size(self._size):
             return None
         picture = self._picture(keyframe)
         result = _result(keyframe, picture, self._cache.query(picture.pixels))

@@ -88,7 +88,7 @@ def stream(
         window=window,
         overlap=options.overlap or max(1, round(window * OVERLAP / USUAL)),
         step=options.keyframe_step,
-        resolution=resolution or model.resolution,
+        resolution=resolution,
         seed=seed,
         **known_camera(intrinsics),
         refine=refine,
@@ -256,6 +256,7 @@ class Stream:
             "memory": None if self.memory is None else str(self.memory),
             "settings": {
                 **{name: value for name, value in asdict(settings).items() if name not in apart},
+                "resolution": settings.resolution or self.model.resolution,
                 **as_record(settings.refine, settings.dense, settings.points),
             },
         }
@@ -286,6 +287,7 @@ class Stream:
             terms = self.model, self._settings, self._options, shape, self.memory, queue
             self._settings, text = engine.fit(*terms)
             self._observer.fitted(text)
+        self._settings = replace(self._settings, resolution=self._settings.resolution or self.model.resolution)
         return self._make()
 
     def _take(

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lean3r.inputs.flow import nodes_of
+from lean3r.inputs.motion import small_size
 from lean3r.stream import sim3
 from lean3r.stream.between import camera_between, interpolated
 from lean3r.stream.looks import Seen
@@ -41,11 +42,12 @@ class Turns:
         start, end = first.keyframe.index, second.keyframe.index
         frames = [frame for index, frame in self._frames.items() if start < index <= end]
         known = first.depth[first.depth > 0]
-        if not frames or not known.size:
+        if not frames or not known.size or any(frame.size != first.keyframe.size for frame in frames):
             return {}
         poses = {frame.index: interpolated(results, frame.moving_s) for frame in frames}
         poses |= {start: first.pose, end: second.pose}
-        cameras = {index: camera_between(first, second, index) for index in poses}
+        size = first.keyframe.size
+        cameras = {index: camera_between(first, second, index, size) for index in poses}
         turned = _turned(self._frames.get(start), frames, poses, cameras, float(np.median(known)))
         if turned is None:
             return {}
@@ -90,9 +92,11 @@ def _turned(
 
 
 def _pixels(frame: Seen) -> np.ndarray:
-    """The motion (x, y) [N, 2] of a frame's picture in pixels."""
+    """The motion (x, y) [N, 2] of a frame's picture in pixels. It is measured in a small frame, which has another shape
+    where the picture is very wide or high."""
     assert frame.flow is not None
-    return frame.flow[:, ::-1] * max(frame.size)
+    small = small_size(*frame.size)
+    return frame.flow[:, ::-1] * max(small) * np.divide(frame.size, small)
 
 
 def _rays(at: np.ndarray, size: tuple[int, int], camera: tuple[np.ndarray, Lens | None]) -> np.ndarray:

@@ -20,7 +20,7 @@ from lean3r.inputs.past import Past
 from lean3r.models.base import Backbone
 from lean3r.stream import sim3
 from lean3r.stream.bend import Bend
-from lean3r.stream.between import beside, beyond, bridge, camera_between, jumps, skips
+from lean3r.stream.between import beside, beyond, bridge, camera_at, camera_between, jumps, skips
 from lean3r.stream.budget import fit_stream
 from lean3r.stream.engine import Estimate, Frame, Settings, place
 from lean3r.stream.film import MOST_AT_END, Film
@@ -54,6 +54,7 @@ class WindowEngine:
         self.model, self.settings = model, settings
         self._looks = Looks(settings.step)
         self._ahead: deque[Look] = deque()  # at frames whose turn has not come
+        self._unused: deque[Keyframe] = deque()  # of the look whose turn it is
         self._pending: deque[Seen] = deque()  # frames without an estimate
         self._last_known: list[Seen] = []  # the last frame with one
         self._carried: list[Result] = []  # shared with the next window
@@ -106,8 +107,9 @@ class WindowEngine:
     def _take(self, look: Look) -> list[Estimate]:
         known = [] if look.ended is None else self._begin_apart(look.ended)
         self._pending.append(look.seen)
-        for each in look.chosen:
-            self._waiting.append(each)
+        self._unused.extend(look.chosen)
+        while self._unused:
+            self._waiting.append(self._unused.popleft())
             if len(self._carried) + len(self._waiting) >= self.settings.window:
                 known += self._solve()
         if len(self._pending) > self._most_pending:
@@ -124,8 +126,8 @@ class WindowEngine:
     @property
     def _settled(self) -> float:
         """The number of the last frame of which it is known whether it is a keyframe."""
-        chosen = (keyframe.index for look in self._ahead for keyframe in look.chosen)
-        return min([self._looks.earliest, *chosen]) - 1
+        chosen = [*self._unused, *(keyframe for look in self._ahead for keyframe in look.chosen)]
+        return min([self._looks.earliest, *(keyframe.index for keyframe in chosen)]) - 1
 
     def _begin_apart(self, ended: Sequence[Keyframe]) -> list[Estimate]:
         """Nothing connects the next frame with those before, the last keyframes of which have `ended`; only a loop
@@ -363,7 +365,7 @@ class WindowEngine:
                 is_near = moved <= (STILL if after == 0 else 1) * self.settings.step
                 flags |= set() if is_near and nearest.is_certain else {"uncertain"}
                 pose = nearest.pose if is_still or after == 0 else beyond(usable, moved)
-                return self._estimate(frame, pose, nearest.camera, frozenset(flags))
+                return self._estimate(frame, pose, camera_at(nearest, frame.size), frozenset(flags))
         first, second = usable[after - 1], usable[after]
         if abs(frame.travelled - first.travelled) < STILL * self.settings.step and frame.has_content:
             flags |= {"still"}
@@ -371,7 +373,8 @@ class WindowEngine:
         if not is_firm:
             flags |= {"uncertain"}
         pose = turns.pose(frame, first, second, usable)
-        return self._estimate(frame, pose, camera_between(first, second, frame.index), frozenset(flags))
+        camera = camera_between(first, second, frame.index, frame.size)
+        return self._estimate(frame, pose, camera, frozenset(flags))
 
     def _estimate(
         self, frame: Seen, pose: np.ndarray, camera: tuple[np.ndarray, Lens | None], flags: frozenset[str]

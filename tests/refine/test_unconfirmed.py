@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,24 @@ def test_variances_are_those_of_all_unknowns_together(cameras: int, frees_centre
     covariance = (vectors[:, 7:] / values[7:]) @ vectors[:, 7:].T
     wanted = np.diag(covariance)[6 * views + 3 * points :][: told * cameras].reshape(told, cameras)
     np.testing.assert_allclose(lens_variances(answer, frees_centres), wanted, rtol=0.03)
+
+
+def test_many_lenses_take_memory_for_some_measurements_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The change of all measurements with all lenses is 31 MB, and was held twice."""
+    answer = around(40, points=300, step_deg=5.0)
+    answer = seen(answer.cam_from_world, answer.xyz, cameras=40)
+
+    def run(batch: int) -> tuple[np.ndarray, float]:
+        monkeypatch.setattr("lean3r.refine.focal_error.BATCH", batch)
+        tracemalloc.start()
+        found = lens_variances(answer, frees_centres=True)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found, peak
+
+    (whole, most), (parts, least) = run(10**6), run(500)
+    np.testing.assert_allclose(parts, whole, rtol=1e-6)
+    assert least < 50e6 < most / 3
 
 
 def test_what_is_expected_of_focal_lengths() -> None:

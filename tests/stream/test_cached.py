@@ -202,7 +202,11 @@ def test_less_memory_takes_less_exact_numbers_then_smaller_windows_then_smaller_
         memory = needs(settings) - 1
     assert taken == sorted(taken, reverse=True) and [each[1:] for each in taken[:3]] == [(48, 0), (48, -1), (48, -2)]
     assert len({side for side, *_ in taken}) > 1 and len({window for _, window, _ in taken}) > 2
-    assert fit(int(refused.partition("--memory ")[2].partition("MB")[0]) * 10**6)[0].window == min(taken)[1]
+    least = int(refused.partition("--memory ")[2].partition("MB")[0]) * 10**6
+    assert fit(least)[0].window == min(taken)[1]
+    usual = lean3r.stream(model, walk(2), points=points, resolution=model.resolution, memory=least)
+    with pytest.raises(OutOfMemoryError, match="a smaller --resolution"):  # which was asked for, though it is the usual
+        next(iter(usual))
     assert {fit(memory, window=8)[0].window for memory in (10**12, needs(replace(settings, window=8)))} == {8}
 
 

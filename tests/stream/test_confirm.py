@@ -7,6 +7,7 @@ import importlib
 import numpy as np
 import pytest
 from contracts.tiny import tiny
+from PIL import Image
 
 import lean3r
 from lean3r.stream.confirm import confirmed
@@ -57,5 +58,9 @@ def test_a_network_with_a_cache_says_what_nothing_confirms(monkeypatch: pytest.M
     found = stream.locate(frame(60.0))
     assert found is not None and found.flags == flags | {"uncertain"}, "this network knows nothing"
     monkeypatch.setattr(importlib.import_module("lean3r.stream.cached"), "confirmed", lambda *of: True)
+    larger = np.asarray(Image.fromarray(frame(1.0)).resize((320, 224)))
+    found = stream.locate(larger)
+    assert found is not None and found.intrinsics[0, 2] == found.width / 2 == 160
+    assert stream.locate(np.ascontiguousarray(frame(1.0).swapaxes(0, 1))) is None, "of another shape"
     found = stream.locate(frame(1.0))
     assert found is not None and found.flags == flags

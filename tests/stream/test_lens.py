@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import lean3r
 from lean3r.colmap_library import pycolmap
@@ -21,8 +24,8 @@ from lean3r.stream.options import given_camera, known_camera
 from lean3r.stream.pictures import Keyframe, Recent
 from lean3r.stream.result import Result
 from lean3r.stream.solver import Solver, common_camera
-from lean3r.types import Lens, Source
-from stream.walk import Knows, walk
+from lean3r.types import Lens, Prediction, Source, Views
+from stream.walk import FOCAL, HEIGHT, WIDTH, Knows, walk
 
 BENT = Lens("SIMPLE_RADIAL", (150.0, 80.0, 56.0, -0.2))
 
@@ -97,3 +100,31 @@ def test_a_stated_distortion_is_held(tmp_path: Path) -> None:
     scene = given_camera(known["intrinsics"], known["lens"])
     assert isinstance(scene.cameras, GivenCameras) and scene.cameras.shared is not None
     assert scene.cameras.shared.lens == known["lens"]
+
+
+class OfOneCamera(Knows):
+    """Knows the focal length of pictures that were made larger, too."""
+
+    def forward(self, views: Views, reference: int | None = None) -> Prediction:
+        """See Knows."""
+        found = super().forward(views, reference)
+        factors = torch.tensor([source.width / WIDTH for source in views.sources])
+        found.intrinsics[0, :, [0, 1], [0, 1]] *= factors[:, None]
+        return found
+
+
+@pytest.mark.parametrize("larger", [range(20, 40), range(1, 40, 2), range(12, 13)])
+@pytest.mark.parametrize("step", [0.12, 0.5])
+def test_frames_of_a_source_that_changes_its_size_have_cameras_in_their_own_pixels(larger: range, step: float) -> None:
+    def source() -> Iterator[tuple[float, np.ndarray]]:
+        for index, (time_s, image) in enumerate(walk(40, 0.05)):
+            size = (2 * WIDTH, 2 * HEIGHT) if index in larger else (WIDTH, HEIGHT)
+            yield time_s, np.asarray(Image.fromarray(image).resize(size))
+
+    options = lean3r.StreamOptions(window=6, overlap=2, keyframe_step=step)
+    found = list(lean3r.stream(OfOneCamera(), source(), options=options, refine="off"))
+    assert {each.width for each in found} == {WIDTH, 2 * WIDTH}
+    for each in found:
+        factor = each.width / WIDTH
+        expected = FOCAL * factor, FOCAL * factor, WIDTH / 2 * factor, HEIGHT / 2 * factor
+        assert np.allclose(each.intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]], expected), each.index

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,12 +15,14 @@ import pytest
 
 import lean3r
 from lean3r import processes
-from lean3r.errors import InputError
+from lean3r.errors import InputError, OutOfMemoryError
 from lean3r.stream.engine import Estimate, Frame
+from lean3r.stream.looks import Looks
 from lean3r.stream.pace import Early
+from lean3r.stream.solver import Solver
 from lean3r.stream.windows import WindowEngine
 from lean3r.types import Prediction, Views
-from stream.walk import Knows, walk
+from stream.walk import Knows, frame, walk
 
 OPTIONS = lean3r.StreamOptions(window=8, overlap=3)
 
@@ -102,3 +105,31 @@ def test_an_error_waits_for_its_turn() -> None:
     with pytest.raises(InputError, match="torn"):
         next(early)
     assert not Early([]).give(given.append) and not list(Early([]))
+
+
+def test_a_window_may_fail_at_the_first_of_two_keyframes_that_are_chosen_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A jump behind a sharper frame: both are keyframes, as soon as the second one is seen."""
+    places = np.cumsum([0.05 if index % 9 else 0.9 for index in range(60)])
+    film = [(index / 10, frame(float(x_m))) for index, x_m in enumerate(places)]
+    looks = Looks(lean3r.StreamOptions().keyframe_step)
+    chosen = [looks.at(Frame(index, *each)).chosen for index, each in enumerate(film)]
+    first, second = next([keyframe.index for keyframe in each] for each in chosen if len(each) > 1)
+
+    class There(Knows):
+        def place(self, timestamp_s: float | None) -> float:
+            return float(places[round(10 * (timestamp_s or 0.0))])
+
+    run = Solver._run
+
+    def fails(solver: Solver, pictures: Any, *more: Any) -> Any:
+        if pictures.keyframes[-1].index == first:
+            raise OutOfMemoryError("no memory for this window")
+        return run(solver, pictures, *more)
+
+    monkeypatch.setattr(Solver, "_run", fails)
+    found = list(lean3r.stream(There(), film, options=lean3r.StreamOptions(window=5, overlap=2), refine="off"))
+    assert "no memory for this window" in caplog.text
+    assert [each.index for each in found] == list(range(60))
+    assert "keyframe" in found[second].flags and "keyframe" not in found[first].flags

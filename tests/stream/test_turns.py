@@ -12,6 +12,7 @@ import torch
 import lean3r
 from lean3r.geometry.rotation import so3_exp
 from lean3r.inputs.flow import nodes_of
+from lean3r.inputs.motion import small_size
 from lean3r.stream import sim3
 from lean3r.stream.looks import Seen
 from lean3r.stream.result import Result
@@ -101,12 +102,29 @@ def test_where_the_motion_is_not_known_all_the_way_cameras_turn_evenly() -> None
     broken = {
         "without the motion of one": lambda each: each._replace(flow=None) if each.index == 13 else each,
         "of another size": lambda each: each._replace(size=SIZE[::-1]) if each.index == 10 else each,
+        "of one that is larger": lambda each: each._replace(size=(320, 224)) if each.index == 12 else each,
         "of a frame that is not known": lambda each: each._replace(reference=3) if each.index == 14 else each,
         "elsewhere in the end": lambda each: each._replace(flow=each.flow + 0.08) if each.index == 16 else each,
     }
     for name, change in broken.items():
         assert np.array_equal(off_rad([change(each) for each in seen_frames(cameras)], cameras), evenly), name
     assert np.array_equal(off_rad(seen_frames(cameras)[1:], cameras), evenly), "the keyframe's own motion is not known"
+
+
+@pytest.mark.parametrize("size", [(1920, 480), (600, 2560)])
+def test_cameras_of_very_wide_and_high_pictures_turn_as_these_move(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Motion is measured in a small frame, which is never narrower than its blocks: it has another shape."""
+    monkeypatch.setattr("stream.test_turns.SIZE", size)
+    monkeypatch.setattr("stream.test_turns.FOCAL", 0.8 * max(size))
+    monkeypatch.setattr("stream.test_turns.K", np.array([[FOCAL, 0, size[0] / 2], [0, FOCAL, size[1] / 2], [0, 0, 1]]))
+    across, down = small = np.array(small_size(*size))
+    assert across / down != size[0] / size[1]
+    cameras = shaken()
+    measured = np.divide(small, size)[::-1] * max(size) / max(small)  # of motion that `seen_frames` has in pixels
+    frames = [each._replace(flow=(each.flow * measured).astype(np.float32)) for each in seen_frames(cameras)]
+    assert off_rad(frames, cameras).max() < 2e-3
 
 
 def test_a_camera_that_rests_behind_a_keyframe_does_not_turn_there() -> None:
