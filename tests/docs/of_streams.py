@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from docs.markdown import result, table
 from lean3r.layers.frames import Pages
+from lean3r.models.checkpoint import without_memory
 from lean3r.models.lingbot import LingbotMap
 from lean3r.stream.cache import cache_bytes as formula
 
@@ -101,8 +100,7 @@ def of_rules(r: Mapping[str, Any]) -> Iterable[str]:
 
 def cache_bytes() -> str:
     """What LingBot-Map's cache holds once it is full, in each kind of numbers, by the formula of `--memory`."""
-    with torch.device("meta"):
-        model = LingbotMap()
+    model = without_memory(LingbotMap)
 
     def gigabytes(window: int, pages: Pages) -> str:
         policy = replace(model.policy, window=window, pages=pages)
