@@ -54,7 +54,7 @@ def write(reconstruction: Reconstruction, directory: Path, options: ExportOption
                 [
                     _cell(source.name),
                     scene.registration[view] if scene.registration else "predicted",
-                    *(f"{value:.9g}" for value in (*centres[view], *enu[view])),
+                    *(f"{value:.12g}" for value in (*centres[view], *enu[view])),
                     *(f"{value:.4f}" for value in angles[view]),
                     *(f"{value:.{digits}f}" for value, digits in zip(place, (9, 9, 4), strict=False)),
                     *[""] * (3 - len(place)),

@@ -6,14 +6,18 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lean3r.errors import UsageError
 from lean3r.export.names import safe_stems, unique_names
 from lean3r.export.options import ExportOptions
-from lean3r.geometry.lens import colmap_camera
+from lean3r.geometry.lens import colmap_camera, slopes_at
 from lean3r.types import Lens, Reconstruction, Source
+
+if TYPE_CHECKING:
+    from lean3r.colmap_library import pycolmap
 
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # every program opens these; undistorted pictures of other kinds become PNG
 PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE")
@@ -112,7 +116,7 @@ def undistort_camera(camera: Camera, step: int = 1) -> Camera:
     lens = colmap_camera(camera.lens, camera.width, camera.height)
     bends = not lens.is_undistorted()
     if bends:
-        lens = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens)
+        lens = _ahead(camera) or pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), lens)
     elif lens.model.name not in PINHOLES:  # trainers refuse other models, whatever their parameters are
         fx, fy, cx, cy = lens.calibration_matrix()[[0, 1, 0, 1], [0, 1, 2, 2]]
         lens = pycolmap.Camera(model="PINHOLE", width=lens.width, height=lens.height, params=[fx, fy, cx, cy])
@@ -122,6 +126,30 @@ def undistort_camera(camera: Camera, step: int = 1) -> Camera:
         left, top = left // 1, top // 1
     *focal, cx, cy = (float(p) for p in lens.params)
     return Camera(Lens(lens.model.name, (*focal, cx - left, cy - top)), width, height)
+
+
+def _ahead(camera: Camera) -> pycolmap.Camera | None:
+    """As pycolmap.undistort_camera, for a lens that sees 90 degrees and more from its axis in the corners of the
+    picture, which it takes for the other side: by the parts of the sides that are ahead. None for any other lens."""
+    from lean3r.colmap_library import pycolmap
+
+    width, height = camera.width, camera.height
+    rows, cols = np.arange(height) + 0.5, np.arange(width) + 0.5
+    sides = [np.column_stack([np.full(height, x), rows]) for x in (0.5, width - 0.5)]
+    sides += [np.column_stack([cols, np.full(width, y)]) for y in (0.5, height - 0.5)]
+    slopes = [slopes_at(camera.lens, width, height, side) for side in sides]
+    if all(np.isfinite(each).all() for each in slopes) or any(np.isnan(each).all() for each in slopes):
+        return None
+    limits, lens = pycolmap.UndistortCameraOptions(), colmap_camera(camera.lens, width, height)
+    fx, fy, cx, cy = lens.calibration_matrix()[[0, 1, 0, 1], [0, 1, 2, 2]]
+    found = []
+    for axis, (length, focal, centre) in enumerate(((width, fx, cx), (height, fy, cy))):
+        before, behind = focal * -np.nanmax(slopes[2 * axis][:, axis]), focal * np.nanmin(slopes[2 * axis + 1][:, axis])
+        scale = min(before / centre, behind / (length - 0.5 - centre))
+        side = max(1, int(np.clip(scale, limits.min_scale, limits.max_scale) * length))
+        found.append((side, centre * side / length))
+    (across, x), (down, y) = found
+    return pycolmap.Camera(model="PINHOLE", width=across, height=down, params=[fx, fy, x, y])
 
 
 def _lenses(reconstruction: Reconstruction, options: ExportOptions) -> tuple[Lens, ...]:

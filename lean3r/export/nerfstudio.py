@@ -27,6 +27,7 @@ PARAMETERS = {
     "FULL_OPENCV": ((0, 1, 2, 3), {"k1": 4, "k2": 5, "p1": 6, "p2": 7, "k3": 8}),  # without the denominator
     "OPENCV_FISHEYE": ((0, 1, 2, 3), {"k1": 4, "k2": 5, "k3": 6, "k4": 7}),
 }
+LEAST_RAD = 1e-6  # of a FOV lens, which divides by it: less bends nothing
 FISHEYE, ANGLES = "FOV", 100  # a lens that nerfstudio does not have; angles at which another one follows it
 UNBENT = dict.fromkeys(("k1", "k2", "p1", "p2"), 0.0)
 
@@ -103,6 +104,7 @@ def of_angles(lens: Lens, width: int, height: int) -> Lens:
     """A FOV lens for pictures of width x height pixels as an OPENCV_FISHEYE one: the polynomial of the angle that
     follows it as far as the corners."""
     fx, fy, cx, cy, omega = lens.params
+    omega = max(abs(omega), LEAST_RAD)
     widening = 2 * np.tan(omega / 2)
     corner = np.hypot(max(cx, width - cx) / fx, max(cy, height - cy) / fy)
     away = np.linspace(0, min(corner, 0.49 * np.pi / omega), ANGLES + 1)[1:]  # from the middle, in focal lengths

@@ -61,9 +61,9 @@ def lines(time_s: float, cam_from_world: np.ndarray) -> tuple[str, str, str]:
     world = np.linalg.inv(cam_from_world)
     quaternion = pycolmap.Rotation3d(np.ascontiguousarray(world[:3, :3])).quat  # x y z w
     stamp = f"{time_s:.9f}".rstrip("0").rstrip(".")
-    tum = " ".join([stamp, *(f"{value:.9g}" for value in (*world[:3, 3], *quaternion))])
+    tum = " ".join([stamp, *(f"{value:.12g}" for value in (*world[:3, 3], *quaternion))])
     return f"{tum}\n", _row(world[:3].ravel()), f"{stamp}\n"
 
 
 def _row(values: Iterable[float]) -> str:
-    return " ".join(f"{value:.9g}" for value in values) + "\n"
+    return " ".join(f"{value:.12g}" for value in values) + "\n"

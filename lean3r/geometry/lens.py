@@ -40,6 +40,15 @@ def colmap_camera(lens: Lens, width: int, height: int, camera_id: int = 1) -> py
     )
 
 
+def slopes_at(lens: Lens, width: int, height: int, xy: np.ndarray) -> np.ndarray:
+    """(x / z, y / z) [N, 2] of the rays through places [N, 2] of original pictures; NaN where there is none, or one at
+    90 degrees or more from the axis, whose tangent pycolmap takes for that of a ray on the other side."""
+    camera = colmap_camera(lens, width, height)
+    slopes = np.array(camera.cam_from_img(xy))
+    slopes[((xy - (camera.principal_point_x, camera.principal_point_y)) * slopes).sum(axis=1) < 0] = np.nan
+    return slopes
+
+
 def scale_lens(lens: Lens, across: float, down: float) -> Lens:
     """The lens of the same pictures, `across` times as wide and `down` times as high; a single focal length is
     scaled by their mean."""
@@ -154,7 +163,7 @@ def _steepest(lens: Lens, width: int, height: int) -> float:
     along = np.linspace(0, 1, 33)
     edge = np.concatenate([np.stack([along, np.full(33, end)], 1) for end in (0, 1)])
     edge = np.concatenate([edge, edge[:, ::-1]]) * [width, height]
-    slopes = np.asarray(colmap_camera(lens, width, height).cam_from_img(edge))
+    slopes = slopes_at(lens, width, height, edge)
     reach = np.linalg.norm(slopes, axis=1)
     return 1.02 * float(np.nanmax(reach)) if np.isfinite(reach).any() else np.inf
 
@@ -172,6 +181,6 @@ def _lens_slopes(
     scale, offset = np.reshape(original_from_network, (2, 2))
     x, y = np.meshgrid(np.arange(cols) + 0.5, np.arange(rows) + 0.5)
     original = np.stack([x, y], axis=-1).reshape(-1, 2) * scale + offset
-    slopes = np.asarray(colmap_camera(lens, width, height).cam_from_img(original)).reshape(rows, cols, 2)
+    slopes = slopes_at(lens, width, height, original).reshape(rows, cols, 2)
     slopes.flags.writeable = False
     return slopes

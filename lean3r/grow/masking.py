@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from lean3r.grow.album import additions
 from lean3r.grow.result import Result
 from lean3r.inputs.masks import Masks
 
+logger = logging.getLogger("lean3r")
+
 
 def masks_of(result: Result, given: Masks | None, new: Mapping[str, str]) -> Masks | None:
     """Masks by the names of views; None if there are none.
 
     `new` has the names of the new views, and those in their input, by which `given` knows them. Without `given`, the
-    scene's own folder may have masks of them, too. Recorded folders that are gone count as empty.
+    scene's own folder may have masks of them, too. Recorded folders that are gone count as empty, with a warning.
     """
     parts = [(each["masks"], each["views"]) for each in additions(result.manifest) if each.get("masks")]
     apart = {name for _, names in parts for name in names}
@@ -33,6 +36,9 @@ def masks_of(result: Result, given: Masks | None, new: Mapping[str, str]) -> Mas
 def _recorded(folder: object, names: Mapping[str, str]) -> dict[str, Path]:
     """The masks in a folder that a result records, by views, whose names there are given."""
     if not isinstance(folder, str) or not names:
+        return {}
+    if not Path(folder).is_dir():
+        logger.warning("the folder of masks %s is gone: pictures that came with it are used whole", folder)
         return {}
     try:
         found = Masks.find(Path(folder), list(names.values())).files

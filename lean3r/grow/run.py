@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from lean3r.grow.recall import Recall, recall
 from lean3r.grow.result import Result, read_about, read_result
 from lean3r.grow.same import are_alike, check_by_cloud, refuse
 from lean3r.inputs.frames import FrameChoice
-from lean3r.inputs.listing import Still, claim_name
+from lean3r.inputs.listing import LEFT_OUT, Still, claim_name
 from lean3r.inputs.masks import Masks, check_folder
 from lean3r.inputs.pictures import Pictures
 from lean3r.models.base import Backbone
@@ -192,10 +192,12 @@ class _Adding:
             known = remember.make_memory(scene.sources, scene.mask, stills)
             check_by_cloud(scene, folder, known.images)
         self.memory = known
+        self.album.prints = dict(zip(known.names, known.prints, strict=True))
         return known
 
     def _stored(self, known: remember.Memory, views: Sequence[int]) -> list[Still]:
-        """The pictures of these stored views; InputError if they are not those that the scene remembers."""
+        """The pictures of these stored views, in the size that the scene has them; InputError if they are not those
+        that it remembers."""
         scene = self.result.scene
         stills = self.album.stills([scene.names[view] for view in views])
         pairs = [(view, s) for view, s in zip(views, stills, strict=True) if remember.print_of(s) != known.prints[view]]
@@ -205,7 +207,8 @@ class _Adding:
             images = remember.look_at([scene.sources[view] for view in changed], masks, stills_now)
             looks = zip(changed, masks, images, strict=True)
             refuse([scene.names[v] for v, mask, now in looks if not are_alike(now[mask], known.images[v][mask])])
-        return stills
+        sources = [scene.sources[view] for view in views]
+        return [self.album.in_size(s, (of.width, of.height)) for s, of in zip(stills, sources, strict=True)]
 
     def _claim(
         self, pictures: Pictures, scratch: Path, known: remember.Memory
@@ -250,7 +253,7 @@ class _Adding:
         times_s = dict(zip(pictures.names, pictures.timestamps_s, strict=True))
         sources = tuple(replace(s, timestamp_s=times_s.get(self.names.get(s.name, ""))) for s in part.sources)
         merged = merge(scene, replace(part, sources=sources), chosen.views)
-        merged = replace(merged, skipped=once(scene.skipped, skipped))
+        merged = replace(merged, skipped=once(scene.skipped, skipped, set(self.names.values())))
         first = len(scene.sources)
         doubted = [view for view in range(first, len(merged.sources)) if merged.registration[view] == "uncertain"]
         if doubted:
@@ -268,7 +271,7 @@ class _Adding:
             "recalled": [scene.names[view] for view in chosen.views],
             "certain": len(self.names) - len(doubted),
             **said,
-            **({} if masks is None else {"masks": str(masks.folder)}),
+            **({} if masks is None else {"masks": masks.place}),
             **({} if command is None else {"command": command}),
             "seconds": {stage: round(value, 3) for stage, value in self.observer.seconds.items()},
         }
@@ -326,9 +329,13 @@ class _Adding:
         return files
 
 
-def once(before: Sequence[tuple[str, str]], now: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """What was left out before and now, each once: a folder may be added again whenever it has more pictures."""
-    return tuple(dict.fromkeys((*before, *now)))
+def once(
+    before: Sequence[tuple[str, str]], now: Sequence[tuple[str, str]], added: Collection[str] = ()
+) -> tuple[tuple[str, str], ...]:
+    """What was left out before and now, each once: a folder may be added again whenever it has more pictures. Those
+    that are `added` are left out no longer."""
+    still = [(name, why) for name, why in before if name not in added or not why.startswith(LEFT_OUT)]
+    return tuple(dict.fromkeys((*still, *now)))
 
 
 def _export_options(config: Mapping[str, Any]) -> ExportOptions:

@@ -41,6 +41,7 @@ VIDEO_SUFFIXES = (
 # fmt: on
 ANIMATED_SUFFIXES = (".gif", ".apng")  # in a folder; a .png, of which there may be many, is a picture
 UNREAD_SUFFIXES = (".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".jxl", ".psd")
+LEFT_OUT = "left out:"  # usable pictures that were not asked for
 MAX_NAME_BYTES = 230  # of one part of a view's name, which becomes a file's name: file systems take 255
 MAX_MEMBER_BYTES = 256 * 2**20  # one unpacked member of an archive; more is taken for a zip bomb
 ONCE = (
@@ -383,7 +384,7 @@ def _thin(items: list[Still | Clip], max_views: int | None, skips: Skips) -> lis
     if max_views is None or len(flat) <= max_views:
         return items
     kept = {flat[j] for j in evenly(len(flat), max_views)}
-    reason = f"left out: {max_views} views at most (--max-views, --memory)"
+    reason = f"{LEFT_OUT} {max_views} views at most (--max-views, --memory)"
     result: list[Still | Clip] = []
     for i, item in enumerate(items):
         if isinstance(item, Still):

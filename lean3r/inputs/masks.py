@@ -30,6 +30,11 @@ class Masks:
     folder: Path
     files: Mapping[str, Path]
 
+    @property
+    def place(self) -> str:
+        """The folder, as it is found from any other."""
+        return os.path.abspath(self.folder.expanduser())
+
     @classmethod
     def find(cls, folder: Path, names: Sequence[str]) -> Masks:
         """Find the masks of views; UsageError if there is no such folder, InputError if it holds none of them, or one

@@ -44,7 +44,7 @@ class Trajectory:
         """
         when = list(times_s) or [None] * len(names)
         timed = [time for time in when if time is not None]
-        counts_frames = self._is_counted and bool(timed) and self.times_s[-1] > max(timed) + 1
+        counts_frames = bool(timed) and self._counts_frames(names, when)
         stamps = [stamp_of(name) for name in names]
         if timed and not counts_frames:
             if len(set(timed)) < len(timed):
@@ -84,6 +84,14 @@ class Trajectory:
         pose = torch.lerp(first, second, float(share))
         pose[:3, :3] = first[:3, :3] @ so3_exp(share * so3_log(first[:3, :3].mT @ second[:3, :3]))
         return np.linalg.inv(pose.numpy())
+
+    def _counts_frames(self, names: Sequence[str], times_s: Sequence[float | None]) -> bool:
+        """Whether whole numbers, which go on after the last frame, are numbers of a video's frames: seconds in steps of
+        one fit more frames than that."""
+        if not self._is_counted or self.times_s[-1] <= max(time for time in times_s if time is not None) + 1:
+            return False
+        by_number = sum(number in self.times_s for number in _numbers(names) if number is not None)
+        return by_number >= sum(time is not None and self.at(time) is not None for time in times_s)
 
     @property
     def _is_counted(self) -> bool:

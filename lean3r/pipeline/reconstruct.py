@@ -131,7 +131,7 @@ def reconstruct(
     read = Read(views, sources, files, given, masking)
     scene, content = predict_scene(model, read, run, points.keep_sky, fit, observer, group)
     options = (FrameChoice() if files is None else files.frames, known, run, stereo, points)
-    folder = None if masking is None else str(masking.folder)
+    folder = None if masking is None else masking.place
     more = {"masks": folder} | ({} if files is None else {"inputs": list(files.places)})
     info = scene.info | record_of(model, options, refining, fit, more)
     if group is not None:

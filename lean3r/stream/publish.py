@@ -93,7 +93,7 @@ class Publisher:
             with atomic_file(self.store.folder / PREDICTIONS) as part:
                 self._predictions(part)
         with atomic_file(self.store.folder / CONFIG) as part:
-            part.write_text(toml(self.config))
+            part.write_bytes(toml(self.config).encode("utf-8", "replace"))  # of paths that are not UTF-8
         told = warnings_of(self.store.windows(), more["stream"], views, self._numbers, self._near)
         warnings = self._cautions + told
         self._manifest(cloud, views, {"warnings": warnings, **more})
@@ -124,9 +124,9 @@ class Publisher:
             atomic_file(folder / TUM) as tum_part,
             atomic_file(folder / KITTI) as kitti_part,
             atomic_file(folder / TIMES) as times_part,
-            tum_part.open("w") as tum,
-            kitti_part.open("w") as kitti,
-            times_part.open("w") as times,
+            tum_part.open("w", encoding="utf-8") as tum,
+            kitti_part.open("w", encoding="utf-8") as kitti,
+            times_part.open("w", encoding="utf-8") as times,
         ):
             tum.write(HEAD + f"# {OF_VIEWS}, from 0\n" * self.is_counted)
             for record, pose in self._frames():
@@ -149,7 +149,7 @@ class Publisher:
     def _cameras(self) -> list[dict[str, Any]]:
         """cameras.json of the keyframes; what the manifest says of them."""
         views, self._numbers = [], []
-        with atomic_file(self.store.folder / CAMERAS) as part, part.open("w") as file:
+        with atomic_file(self.store.folder / CAMERAS) as part, part.open("w", encoding="utf-8") as file:
             file.write('{\n "axes": "opencv",\n "scale": "relative",\n "views": [')
             for number, ((record, pose), name) in enumerate(self._named()):
                 self._numbers.append(int(record["index"]))

@@ -25,6 +25,7 @@ import numpy as np
 
 from lean3r.errors import InputError, UsageError
 from lean3r.export.atomic import check_inputs, check_target, result_files
+from lean3r.export.names import unique_names
 from lean3r.geometry.lens import LENSES
 from lean3r.json_text import parse_json
 from lean3r.scratch import DISK_FULL, LOCK, atomic_file, hold, release
@@ -238,11 +239,11 @@ class Store:
         with (self.folder / WINDOWS).open(encoding="utf-8") as file:
             yield from map(json.loads, file)
 
-    def names(self) -> Iterator[str]:
-        """The names of the pictures of all keyframes."""
+    def names(self) -> list[str]:
+        """The names of the pictures of all keyframes, each once: what a stream goes on from may have used some."""
         self._files[2].flush()
         with (self.folder / NAMES).open(encoding="utf-8") as file:
-            yield from (json.loads(line.partition(" ")[2]) for line in file)
+            return unique_names(json.loads(line.partition(" ")[2]) for line in file)
 
     def keyframe(self, index: int) -> dict[str, np.ndarray]:
         """The arrays of a keyframe."""

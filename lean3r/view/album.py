@@ -222,8 +222,9 @@ class FolderAlbum:
         """The stems of a stream's keyframes by the names of their pictures; none of an older stream."""
         try:
             lines = (self._folder / NAMES).read_text("utf-8").splitlines()
-            parts = (line.partition(" ") for line in lines)
-            return {str(json.loads(name)): Path(stem).name for stem, _, name in parts}
+            parts = [line.partition(" ") for line in lines]
+            names = unique_names(str(json.loads(name)) for *_, name in parts)
+            return {name: Path(stem).name for name, (stem, *_) in zip(names, parts, strict=True)}
         except (OSError, ValueError):
             return {}
 

@@ -344,3 +344,13 @@ def test_heights_are_those_that_were_stated_in_every_system(number: int, latitud
     moved = np.linalg.norm(np.diff(places, axis=0)[0, :2])
     assert moved == pytest.approx(50, rel=1e-3), "the grid's scale differs a little from 1"
     assert np.allclose(frame.to_world(places), world, atol=0.01), "national grids go back to a millimetre or so"
+
+
+def test_trajectories_in_coordinates_of_maps_keep_a_tenth_of_a_millimetre() -> None:
+    pose = np.eye(4)
+    pose[:3, 3] = -500000.1234567, 12.3456789, -5300000.1234567
+    tum, kitti, _ = lines(1.0, pose)
+    assert [float(text) for text in tum.split()[1:4]] == pytest.approx(
+        [500000.1234567, -12.3456789, 5300000.1234567], abs=1e-5
+    )
+    assert float(kitti.split()[11]) == pytest.approx(5300000.1234567, abs=1e-5)

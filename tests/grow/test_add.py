@@ -311,7 +311,17 @@ def test_pictures_that_moved(album: Path, out: Path, tmp_path: Path, capsys: pyt
     photo(NEW[0], tmp_path / "new.png")
     assert add(out, tmp_path / "new.png") == 3
     assert "--stored" in capsys.readouterr().err
-    assert add(out, tmp_path / "new.png", "--stored", album / "photos") == 0
+    for number in range(len(STORED)):
+        (tmp_path / "small").mkdir(exist_ok=True)
+        image = Image.open(album / "photos" / f"{number}.png")
+        image.resize((image.width // 2, image.height // 2)).save(tmp_path / "small" / f"{number}.png")
+    points = {}
+    for folder in (album / "photos", tmp_path / "small"):  # copies may be smaller
+        target = tmp_path / f"with {folder.name}"
+        assert add(out, tmp_path / "new.png", "--stored", folder, "-o", target) == 0
+        assert wrong_by(target, {"new.png": NEW[0]}) < 0.5
+        points[folder.name] = len(read_result(target).scene.sparse.xyz)
+    assert points["small"] < 1.3 * points["photos"]
 
 
 def change(key: str, value: object) -> Callable[[Path], None]:

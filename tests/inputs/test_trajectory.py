@@ -127,3 +127,13 @@ def test_the_real_one_is_camera_to_world(data_dir: Path) -> None:
     np.testing.assert_allclose(np.linalg.inv(pose)[:3, 3], row[1:4], atol=1e-9)
     turn = matrix_from_quaternion(torch.from_numpy(row[[7, 4, 5, 6]])).numpy()
     np.testing.assert_allclose(np.linalg.inv(pose)[:3, :3], turn, atol=1e-6)
+
+
+def test_whole_seconds_of_a_longer_recording_are_no_numbers_of_frames(tmp_path: Path) -> None:
+    """Of 61 poses in 60 seconds, frames at 0 to 56 s; numbers 0 and 60 are among them."""
+    given = write_trajectory(tmp_path / "poses.txt", [float(i) for i in range(61)])
+    times_s: list[float | None] = [2.0 * i for i in range(29)]
+    poses = found(given, [f"film_{60 * i:06d}.png" for i in range(29)], times_s)
+    for pose, time_s in zip(poses, times_s, strict=True):
+        assert time_s is not None
+        assert_at(pose, time_s)

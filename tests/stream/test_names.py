@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +190,28 @@ def test_the_command_prints_what_the_manifest_warns_of(tmp_path: Path, capsys: p
     told = json.loads((tmp_path / "out" / "manifest.json").read_text())["warnings"]
     assert json.loads(printed.out)["warnings"] == told and told[0]["code"] == "identical-pictures"
     assert f"[identical-pictures] {told[0]['text']}" in " ".join(printed.err.split())
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    source = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9"))
+    try:
+        source.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    for number, (_, image) in enumerate(walk(12)):
+        Image.fromarray(image).save(source / f"{number:02d}.png")
+    taken(source, tmp_path / "out")
+    assert len(names_of(tmp_path / "out")) > 5
+    assert tomllib.loads((tmp_path / "out" / "config.toml").read_text("utf-8"))["source"].endswith("caf?")
+
+
+def test_a_stream_that_goes_on_from_another_over_the_same_pictures_has_each_name_once(tmp_path: Path) -> None:
+    source = folder(tmp_path / "film", [image for _, image in walk(24)])
+    first = lean3r.stream(Steps(), source, options=SMALL, refine="off")
+    next(iter(first))
+    second = lean3r.stream(Steps(), source, tmp_path / "out", options=SMALL, refine="off", state=first.state())
+    list(second)
+    names = names_of(tmp_path / "out")
+    assert len(set(names)) == len(names) and any(name.endswith("_2.png") for name in names)
+    album = read_content(tmp_path / "out").album
+    assert all(album.photo(view, 400) is not None for view in range(len(names)))
