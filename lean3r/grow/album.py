@@ -66,9 +66,10 @@ class Album:
         found = {**others, **found}
         if missing := [name for name in names if name not in found]:
             count = f"{len(missing)} of {len(names)}"
-            raise problem or InputError(
-                f"{count} pictures of {self._result.folder} are not found ({missing[0]}); {WHERE}."
-            )
+            where = f"{self._result.folder} does not record where its pictures are"
+            if self._stored or self._inputs is not None:
+                where = f"{count} pictures of {self._result.folder} are not found ({missing[0]})"
+            raise problem or InputError(f"{where}; {WHERE}.")
         return [replace(found[name], name=name) for name in names]
 
     def in_size(self, still: Still, size: tuple[int, int]) -> Still:
@@ -84,32 +85,33 @@ class Album:
         save(image.resize(size, Image.Resampling.LANCZOS), path, "PNG", image.info)
         return Still(still.name, partial(path.open, "rb"), is_loose=False)
 
+    @property
+    def _inputs(self) -> list[str] | None:
+        """Where the result says that its first pictures were."""
+        inputs = self._result.config.get("inputs")
+        return inputs if isinstance(inputs, list) and all(isinstance(path, str) for path in inputs) else None
+
     def _batches(self) -> Iterator[Batch]:
         """Where to look, in this order: what the user says, images/ of the result, and what the result records; that
         before images/ if there are masks, which are of the pictures as they came, before they were turned. Pictures
         that were added may have moved under other names than those of their views."""
-        views, config = self._result.scene.names, self._result.config
+        views, later = self._result.scene.names, additions(self._result.manifest)
         own = {name: name for name in views}
-        later = additions(self._result.manifest)
         added = [
             Batch([str(path) for path in each["inputs"]], {str(k): str(v) for k, v in each["views"].items()})
             for each in later
         ]
-        if self._stored:
-            yield Batch(self._stored, own)
-        inputs, recorded = config.get("inputs"), list(added)
-        is_recorded = isinstance(inputs, list) and all(isinstance(path, str) for path in inputs)
-        if isinstance(inputs, list) and is_recorded:
-            were_added = {name for batch in added for name in batch.names}
-            recorded.insert(0, Batch(inputs, {name: name for name in views if name not in were_added}))
+        were_added = {name for batch in added for name in batch.names}
+        first = {name: name for name in views if name not in were_added}
+        recorded = [*([] if self._inputs is None else [Batch(self._inputs, first)]), *added]
         has_copies = any(name.startswith(f"{IMAGES}/") for name in self._result.manifest["files"])
         copies = [Batch([], own)] if has_copies else []  # without those of uncertain views
-        are_masked = config.get("masks") or any(each.get("masks") for each in later)
+        are_masked = self._result.config.get("masks") or any(each.get("masks") for each in later)
+        if self._stored:
+            yield Batch(self._stored, own)
         yield from (*recorded, *copies) if are_masked else (*copies, *recorded)
         if self._stored:
             yield from (Batch(self._stored, batch.names) for batch in added)
-        elif not is_recorded:
-            raise InputError(f"{self._result.folder} does not record where its pictures are; {WHERE}.")
 
     def _read(self, batch: Batch, wanted: Mapping[str, str]) -> dict[str, Still]:
         """The pictures of views that a batch has; `wanted` are their names there."""
