@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from lean3r.errors import InputError, UsageError
-from lean3r.geometry.align import Similarity, umeyama, umeyama_robust
+from lean3r.geometry.align import Similarity
 from lean3r.geometry.earth import NADIR, earth_centred, level_axes
 from lean3r.geometry.pose import camera_centers
 from lean3r.geometry.rotation import so3_exp
 from lean3r.geometry.up import ALIKE, PITCH_RAD, ROLL_RAD, Up, move_scene
+from lean3r.refine.place_fit import FEWEST_PLACES, NO_SCALE, fit_places, misses
 from lean3r.types import Reconstruction, with_warning
 
 if TYPE_CHECKING:
@@ -25,15 +26,11 @@ if TYPE_CHECKING:
 # East, north, up to the world's axes: x east, y down, z north, so y points down as in every other result.
 WORLD_FROM_ENU = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 UP = (0.0, -1.0, 0.0)  # in the world of `with_places`
-FEWEST_PLACES = 3
 LEAST_METRES, MOST_METRES = 1e-6, 1e9  # from microscopic to beyond the moon
 STRAIGHT = 0.03  # ratio of width to length below which the positions count as a line
-OUTLIER = 4.0  # largest deviation of a position from the fit, in robust standard deviations
-TYPICAL_GPS_M, CONTRADICTORY_M = 3.0, 6.0
+TYPICAL_GPS_M = 3.0
+LEVEL_DEG = 5.0  # by which cameras without altitudes, taken as level, may be on a slope
 EXIF_GPS = 0x8825
-ONE_PLACE = (
-    "which does not determine the scale. Use --scale with a known distance between two cameras instead of --gps."
-)
 SHORT = (
     "{} and {} are close together for the size of this scene: errors of their distance are magnified in the scale; "
     "choose two pictures farther apart"
@@ -143,22 +140,25 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
     """
     views = [view for view, name in enumerate(reconstruction.names) if name in places]
     located = require_places(reconstruction.names, places)
-    has_height = all(place.altitude_m is not None for place in located)
+    has_height = np.array([place.altitude_m is not None for place in located])
     target, origin = local_metres(located)
     centres = camera_centers(torch.from_numpy(reconstruction.cam_from_world[views])).numpy()
     certain = reconstruction.is_certain[views]
     if certain.sum() < 2 or np.ptp(centres[certain], axis=0).max() < 1e-9:
-        raise InputError(f"fewer than two cameras with a GPS position are certain and apart, {ONE_PLACE}")
-    fit, used = _fit(centres, target, certain)
+        raise InputError(f"fewer than two cameras with a GPS position are certain and apart, {NO_SCALE}")
+    given = target
+    fit, used, target = fit_places(centres, given, certain, has_height)
     is_confirmed = int(used.sum()) >= FEWEST_PLACES
     is_line, up = not is_confirmed or any(map(_on_line, (target[used], centres[used]))), Up(UP, "gps")
+    if target is given and not has_height.any():
+        up = Up(UP, "gps", "cameras at one height, as their positions have none", LEVEL_DEG)
     if not is_confirmed:
         reconstruction = with_warning(reconstruction, "rough-scale", ANY_TWO.format(used.sum(), len(views)))
     if is_line:
         fit, said_up, up = _level(fit, reconstruction, target[used])
         reconstruction = with_warning(reconstruction, "positions-on-a-line", ON_A_LINE.format(said_up))
-    away = _away(fit, centres, target)
-    off = np.linalg.norm(away if has_height else away[:, [0, 2]], axis=1)
+    away = fit.apply(torch.from_numpy(centres)).numpy() - target
+    off = misses(fit, centres, target, has_height)
     extent = float(np.sqrt(((target[used] - target[used].mean(axis=0)) ** 2).sum(axis=1).mean()))
     rms = float(np.sqrt((off[used] ** 2).mean()))
     if extent < 3 * max(rms, TYPICAL_GPS_M):
@@ -170,16 +170,16 @@ def with_places(reconstruction: Reconstruction, places: Mapping[str, Place]) -> 
         "rms_m": round(rms, 3),
         "extent_m": round(2 * extent, 2),
         "scale_error": round(rms / extent / math.sqrt(int(used.sum()) - 1), 5) if is_confirmed else None,
-        "with_altitude": has_height,
+        "with_altitude": bool(has_height.all()),
         "on_a_line": is_line,
         "origin": {"latitude_deg": origin.latitude_deg, "longitude_deg": origin.longitude_deg}
-        | ({"altitude_m": origin.altitude_m} if has_height else {}),
+        | ({} if origin.altitude_m is None else {"altitude_m": origin.altitude_m}),
         "axes": "x east, y down, z north",
         "residuals": [
             {"name": reconstruction.names[view]}
             | dict(zip(("east_m", "north_m", "up_m"), np.round(row[[0, 2, 1]] * [1, 1, -1], 3).tolist(), strict=True))
-            | ({} if has_height else {"up_m": None})
-            for view, row in zip(views, away, strict=True)
+            | ({} if is_known else {"up_m": None})
+            for view, row, is_known in zip(views, away, has_height, strict=True)
         ],
     }
     info = {**reconstruction.info, "gps": said}
@@ -201,28 +201,8 @@ def require_places(names: Collection[str], places: Mapping[str, Place]) -> list[
         )
     target, _ = local_metres(located)
     if np.linalg.svd(target - target.mean(axis=0), compute_uv=False)[0] < 0.1:
-        raise InputError(f"all pictures were taken at one place by their GPS, {ONE_PLACE}")
+        raise InputError(f"all pictures were taken at one place by their GPS, {NO_SCALE}")
     return located
-
-
-def _fit(centres: np.ndarray, target: np.ndarray, certain: np.ndarray) -> tuple[Similarity, np.ndarray]:
-    """The similarity from the `certain` [N] bool of the centres [N, 3] to the positions [N, 3], and those that fit: two
-    at least. Any two do; if no more are left, the fit is to all, unless they contradict each other."""
-    src, dst, weights = map(torch.from_numpy, (centres, target, certain.astype(np.float64)))
-    fit = umeyama_robust(src, dst, weights)
-    off = np.linalg.norm(_away(fit, centres, target), axis=1)
-    usual = OUTLIER * max(1.4826 * float(np.median(off[certain])), 1e-6)
-    used = certain & (off <= max(usual, float(np.sort(off[certain])[1])))
-    if used.sum() < FEWEST_PLACES:
-        whole = umeyama(src, dst, weights)
-        if np.linalg.norm(_away(whole, centres, target), axis=1)[certain].max() < CONTRADICTORY_M:
-            return whole, certain
-    return fit, used
-
-
-def _away(fit: Similarity, centres: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """How far [N, 3] a fit leaves centres from their positions."""
-    return fit.apply(torch.from_numpy(centres)).numpy() - target
 
 
 def _on_line(points: np.ndarray) -> bool:
@@ -264,10 +244,11 @@ def _level(fit: Similarity, scene: Reconstruction, target: np.ndarray) -> tuple[
 def local_metres(places: Sequence[Place]) -> tuple[np.ndarray, Place]:
     """Positions [N] in metres [N, 3] in the world's axes (x east, y down, z north) around their mean, and the mean.
 
-    Heights are used only if all positions have one.
+    Positions without a height get the median of the others.
     """
-    with_height = all(place.altitude_m is not None for place in places)
-    heights = [place.altitude_m or 0.0 if with_height else 0.0 for place in places]
+    known = [place.altitude_m for place in places if place.altitude_m is not None]
+    usual = float(np.median(known)) if known else 0.0
+    heights = [usual if place.altitude_m is None else place.altitude_m for place in places]
     # Longitude jumps at 180 degrees; sine and cosine do not.
     longitudes = np.deg2rad([place.longitude_deg for place in places])
     middle = math.degrees(math.atan2(np.sin(longitudes).mean(), np.cos(longitudes).mean()))
@@ -277,7 +258,7 @@ def local_metres(places: Sequence[Place]) -> tuple[np.ndarray, Place]:
         earth_centred(place.latitude_deg, place.longitude_deg, h) for place, h in zip(places, heights, strict=True)
     ]
     enu = (np.stack(centred) - earth_centred(latitude, middle, height)) @ level_axes(latitude, middle).T
-    return enu @ WORLD_FROM_ENU.T, Place(latitude, middle, height if with_height else None)
+    return enu @ WORLD_FROM_ENU.T, Place(latitude, middle, height if known else None)
 
 
 def read_places(pictures: Pictures, names: Collection[str]) -> dict[str, Place]:

@@ -121,6 +121,9 @@ def test_local_metres_against_arithmetic():
     heights, middle = local_metres([Place(52, 13, 30), Place(52, 13, 50)])
     np.testing.assert_allclose(heights[1] - heights[0], [0, -20, 0], atol=1e-6)
     assert middle.altitude_m == 40
+    heights, middle = local_metres([Place(52, 13, 30), Place(52, 13), Place(52, 13, 50)])
+    np.testing.assert_allclose(heights[:, 1], [10, 0, -10], atol=1e-6)
+    assert middle.altitude_m == 40 and local_metres([Place(52, 13)])[1].altitude_m is None
     across, middle = local_metres([Place(10, 179.9999), Place(10, -179.9999)])
     assert np.linalg.norm(across[1] - across[0]) < 30 and abs(abs(middle.longitude_deg) - 180) < 1e-6
 
@@ -207,6 +210,17 @@ def test_noise_leaves_three_positions_in_use():
         places = places_of(scene, rng, 1.0, 25.0)
         found = with_places(scene, {name: places[name] for name in scene.names[::2]})
         assert found.info["gps"]["used"] == 3
+
+
+def test_positions_without_heights_say_what_that_assumes():
+    scene = make_scene(8)
+    places = {
+        name: replace(place, altitude_m=None)
+        for name, place in places_of(scene, np.random.default_rng(0), 0.2, 25.0).items()
+    }
+    found = with_places(scene, places).info
+    assert "at one height" in found["up"]["assumes"] and found["up"]["certain"]
+    assert not found["gps"]["with_altitude"] and {row["up_m"] for row in found["gps"]["residuals"]} == {None}
 
 
 def test_insufficient_gps_is_refused():
