@@ -171,7 +171,9 @@ def _system(crs: str, latitude_deg: float, longitude_deg: float) -> CRS:
 
 def _covers(area: Any, longitude_deg: float, latitude_deg: float) -> bool:
     """Whether an area of use, or what is beside it, contains a place."""
-    across = (longitude_deg - area.west + BESIDE_DEG) % 360 <= (area.east - area.west) % 360 + 2 * BESIDE_DEG
+    width = area.east - area.west  # below 0 across 180 degrees
+    width = width if width >= 360 else width % 360
+    across = (longitude_deg - area.west + BESIDE_DEG) % 360 <= width + 2 * BESIDE_DEG
     return across and area.south - BESIDE_DEG <= latitude_deg <= area.north + BESIDE_DEG
 
 

@@ -46,7 +46,8 @@ def asked_range(headers: Mapping[str, str], size: int, tag: str) -> tuple[int, i
     found = _RANGE.fullmatch(headers.get("range", ""))
     if found is None or headers.get("if-range", tag) != tag:
         return None
-    start, last = int(found[1]), int(found[2] or size)
+    start = int(found[1])
+    last = int(found[2]) if found[2] else max(start, size)
     return None if last < start else (min(start, size), min(last + 1, size))
 
 

@@ -48,7 +48,6 @@ class Given:
 
     def __init__(self, inputs: Path, members: int, most: int, room: Callable[[int], None]) -> None:
         self.inputs, self.members, self.most, self.room = inputs, members, most, room
-        self._used: set[str] = set()
 
     def take(self, role: str, path: Path, name: str, head: bytes) -> str:
         """Move a file to its place; why it is refused, empty if it is not."""
@@ -60,7 +59,9 @@ class Given:
         if role == MASKS:
             if suffix != ".png":
                 return "a mask is a PNG, or they come in a zip"
-            place = folder / stored_name(name, suffix, self._used)
+            place = folder / stored_name(name, suffix, set())
+            if place.name.lower() in {path.name.lower() for path in folder.iterdir()}:
+                return "there are two of them"
         else:
             place = folder / _cameras_name(path, name, head)
             if place.name == folder.name:

@@ -11,11 +11,10 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Sequence
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -98,12 +97,9 @@ class Gate:
         kind, _, token = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and self.is_token(token.strip()):
             return True
-        try:
-            cookies = SimpleCookie(headers.get("cookie", ""))
-        except CookieError:
-            return False
-        held = cookies.get(self.cookie)
-        return held is not None and hmac.compare_digest(held.value.encode(), self.session.encode())
+        # Not http.cookies, which reads none of them if another program's is odd: cookies are those of all ports.
+        held = cookie_parser(headers.get("cookie", "")).get(self.cookie)
+        return held is not None and hmac.compare_digest(held.encode("utf-8", "replace"), self.session.encode())
 
     def greet(self, request: Request) -> Response:
         """Somebody who gave the right token gets the cookie, and the start page."""

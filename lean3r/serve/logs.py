@@ -17,7 +17,7 @@ from lean3r.errors import LeanError, OutOfMemoryError
 from lean3r.scratch import DISK_FULL
 
 logger = logging.getLogger("lean3r.serve")
-_PATH = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:)?/(?:[^\s/'\"<>|:;,()\[\]]+/)*([^\s/'\"<>|:;,()\[\]]+)")
+_PATH = re.compile(r"(?<![\w.:/)\]}!&#%+@~$^-])(?:~|[A-Za-z]:)?/(?:[^\s/'\"<>|:;,()\[\]]+/)*([^\s/'\"<>|:;,()\[\]]+)")
 _LONGEST = 1000
 
 

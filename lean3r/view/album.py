@@ -112,24 +112,30 @@ class FolderAlbum:
                 continue
             by_name = {item.name: item for item in items if isinstance(item, Still)}
             for view, name in enumerate(names):
-                if view not in found and name in listed and listed[name] in by_name:
-                    found[view] = by_name[listed[name]]
+                if view in found or name not in listed:
+                    continue
+                # Where another folder has got one of the same name since, both are listed with their folders.
+                like = [there for there in by_name if there.endswith(f"/{listed[name]}")]
+                there = listed[name] if listed[name] in by_name else like[0] if len(like) == 1 else None
+                if there is not None:
+                    found[view] = by_name[there]
         return found
 
     def _batches(self, names: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
         """(inputs, name of a view -> name there) of every place where pictures may be."""
-        own = {name: name for name in names}
-        if self._stored:
-            return [([str(path) for path in self._stored], own)]
         added = self._manifest.get("added")
         batches = [
             (list(map(str, each["inputs"])), {str(k): str(v) for k, v in each["views"].items()})
             for each in (added if isinstance(added, list) else [])
             if isinstance(each, dict) and isinstance(each.get("inputs"), list) and isinstance(each.get("views"), dict)
         ]
-        inputs = self._config.get("inputs")
+        were_added = {name for _, views in batches for name in views}
+        first, inputs = {name: name for name in names if name not in were_added}, self._config.get("inputs")
+        if self._stored:
+            stored = [str(path) for path in self._stored]
+            return [(stored, views) for views in (first, {name: name for name in names}, *(v for _, v in batches))]
         if isinstance(inputs, list) and inputs:
-            batches.insert(0, ([str(path) for path in inputs], own))
+            batches.insert(0, ([str(path) for path in inputs], first))
         return batches
 
     @cached_property
@@ -205,8 +211,9 @@ class FolderAlbum:
 
     def _keyframe(self, view: int) -> Mapping[str, np.ndarray] | None:
         name = self._sources[view].name
-        path = self._folder / KEYFRAMES / f"{self._stems.get(name, Path(name).stem)}.npz"
-        if not is_file(path, self._folder / KEYFRAMES):
+        stem = Path(name).stem if self._stems is None else self._stems.get(name)
+        path = self._folder / KEYFRAMES / f"{stem}.npz"
+        if stem is None or not is_file(path, self._folder / KEYFRAMES):
             return None
         try:
             arrays = open_arrays(path)
@@ -218,14 +225,17 @@ class FolderAlbum:
         return arrays if image.dtype == np.uint8 and image.shape == (*depth.shape, 3) == (*conf.shape, 3) else None
 
     @cached_property
-    def _stems(self) -> dict[str, str]:
-        """The stems of a stream's keyframes by the names of their pictures; none of an older stream."""
+    def _stems(self) -> dict[str, str] | None:
+        """The stems of a stream's keyframes by the names of their pictures; None of an older stream, whose pictures
+        have these names."""
         try:
-            lines = (self._folder / NAMES).read_text("utf-8").splitlines()
-            parts = [line.partition(" ") for line in lines]
+            lines = (self._folder / NAMES).read_text("utf-8").splitlines(keepends=True)
+            parts = [line.partition(" ") for line in lines if line.endswith("\n")]  # a stream may be writing the last
             names = unique_names(str(json.loads(name)) for *_, name in parts)
             return {name: Path(stem).name for name, (stem, *_) in zip(names, parts, strict=True)}
-        except (OSError, ValueError):
+        except OSError:
+            return None
+        except ValueError:
             return {}
 
     @cached_property

@@ -19,7 +19,7 @@ from export.geo_scene import ALTITUDE, FLIGHT_M, LATITUDE, LONGITUDE, colour, fl
 from export.scene import make_scene
 from lean3r.errors import InputError, MissingExtraError, UsageError
 from lean3r.export import EXPORTERS, ExportOptions, export
-from lean3r.export.geo import check, geo_frame, wkt_of
+from lean3r.export.geo import check, check_place, geo_frame, wkt_of
 from lean3r.export.trajectory import lines
 from lean3r.geometry.earth import geodetic
 from lean3r.geometry.overhead import Grid, highest
@@ -232,6 +232,11 @@ def test_coordinates_lead_back(crs: str) -> None:
     if crs == "enu":
         assert frame.crs is None and np.allclose(places[:, 0], scene.points.xyz[:, 0], atol=1e-5)
         assert np.allclose(places[:, 2], -scene.points.xyz[:, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize(("crs", "place"), [("EPSG:3857", (46, 10)), ("EPSG:3031", (-75, 0)), ("EPSG:3832", (0, -170))])
+def test_maps_of_the_whole_circle_cover_every_longitude(crs: str, place: tuple[float, float]) -> None:
+    check_place(crs, [place])
 
 
 @pytest.mark.parametrize("wrong", ["EPSG:4326", "EPSG:999999", "epsg:", "WGS84", "EPSG:2264", ""])

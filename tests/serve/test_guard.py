@@ -13,9 +13,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 from starlette.datastructures import Headers
 
-from lean3r.serve.downloads import Zip, attachment, type_of
+from lean3r.serve.downloads import Zip, asked_range, attachment, type_of
+from lean3r.serve.given import MASKS, Given
 from lean3r.serve.guard import POLICY, Gate
 from lean3r.serve.logs import Scrubber
 from serve.conftest import Service
@@ -243,8 +245,39 @@ def test_paths_are_taken_out_of_texts(tmp_path: Path) -> None:
     assert scrub("see /etc/ssl/key.pem, or ~/x; 1/2 of a / b, and http://host/way") == (
         "see key.pem, or x; 1/2 of a / b, and http://host/way"
     )
+    for name in ("holiday (2)/IMG_1.jpg", "album [2024]/x.jpg", "me & you!/x.jpg"):
+        assert scrub(f"skipped {name}") == f"skipped {name}"
+    assert scrub("(/etc/x.jpg) [/etc/y.jpg] '/etc/z.jpg'") == "(x.jpg) [y.jpg] 'z.jpg'"
     assert scrub(f"{Path(__file__).parents[2]}/lean3r/x.py") == "x.py"
     assert len(scrub("x" * 5000)) < 1100
+
+
+@pytest.mark.parametrize("odd", ['prefs={"a":1}; ', "seen; ", "name=Jos\u00e9; ", "n@me=2; ", ""])
+def test_cookies_of_other_programs_change_nothing(odd: str) -> None:
+    """They are those of all ports of a machine."""
+    gate = Gate(("127.0.0.1",), "a token of sufficient length")
+    ours = f"{gate.cookie}={gate.session}"
+    assert gate.is_known(Headers({"cookie": f"{odd}{ours}"})) and gate.is_known(Headers({"cookie": f"{ours}; {odd}"}))
+    assert not gate.is_known(Headers({"cookie": f"{odd}{gate.cookie}=\u00e9"}))
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [("bytes=600-", (500, 500)), ("bytes=500-", (500, 500)), ("bytes=600-700", (500, 500)), ("bytes=9-", (9, 500)),
+     ("bytes=9-3", None), ("bytes=9-9", (9, 10)), ("lines=1-2", None)],
+)  # fmt: skip
+def test_ranges_of_downloads(asked: str, given: tuple[int, int] | None) -> None:
+    assert asked_range({"range": asked}, 500, "tag") == given
+
+
+def test_two_masks_of_one_name_are_refused(tmp_path: Path) -> None:
+    taking = Given(tmp_path, 10, 10**6, lambda size: None)
+    reasons = []
+    for name in ("left/IMG_1.png", "right/IMG_1.png", "img_1.PNG", "IMG_2.png"):
+        part = tmp_path / "part"
+        Image.new("L", (4, 4)).save(part, "PNG")
+        reasons.append(taking.take(MASKS, part, name, part.read_bytes()[:32]))
+    assert reasons == ["", "there are two of them", "there are two of them", ""]
 
 
 def test_a_gate_without_a_token_knows_everybody() -> None:

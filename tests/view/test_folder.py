@@ -209,6 +209,40 @@ def test_a_stream_that_runs_follows_its_keyframes(copy: Path) -> None:
     assert not content.is_done and "not complete: 4 keyframes so far" in content.notes[-1]
     assert content.album.photo(2, 99) is not None and content.album.conf(2).any()
     shown(content)
+    names = [f'{Path(source.name).stem} "IMG_{view + 1:03}.jpg"\n' for view, source in enumerate(scene.sources)]
+    (copy / "names.txt").write_text("".join(names)[:-5])  # one is being written
+    album = read_content(copy).album
+    assert album.photo(2, 99) == content.album.photo(1, 99) and album.photo(0, 99) is None, "by the names in that file"
+
+
+def test_pictures_that_were_added_are_those_of_their_own_folder(tmp_path: Path) -> None:
+    """The scene's first folder has others of their names, which were not taken."""
+    names = ["a.png", "b.png", "a~2.png"]
+    for folder, name, value in [
+        ("photos", "a.png", 10),
+        ("photos", "b.png", 20),
+        ("more", "b.png", 200),
+        ("more", "a.png", 100),
+    ]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.fromarray(np.full((72, 96, 3), value, np.uint8)).save(tmp_path / folder / name)
+    scene = make_scene(3, originals=[(96, 72)] * 3, names=names)
+    info = {**scene.info, "config": {**scene.info["config"], "inputs": [str(tmp_path / "photos")]}}
+    out = export(replace(scene, info=info), tmp_path / "out", FORMATS)
+    added = [{"inputs": [str(tmp_path / "more")], "views": {"b.png": "b.png", "a~2.png": "a.png"}}]
+    change(out / "manifest.json", lambda about: about.update(added=added))
+
+    def seen(*stored: str) -> list[int | None]:
+        album = read_content(out, [tmp_path / folder for folder in stored]).album
+        photos = [album.photo(view, 96) for view in range(3)]
+        return [None if photo is None else photo.getpixel((9, 9))[0] for photo in photos]
+
+    assert seen() == [10, 200, 100]
+    (tmp_path / "more").rename(tmp_path / "moved")
+    assert seen() == [10, None, None]
+    assert seen("photos", "moved") == [None, None, None], "which of two is not known without memory.npz"
+    (tmp_path / "moved" / "a.png").rename(tmp_path / "moved" / "c.png")
+    assert seen("photos", "moved")[0] == 10
 
 
 @pytest.mark.parametrize("views", [None, [0, 3, -1, 4, 2**31 - 1]])

@@ -76,8 +76,16 @@ function follow() {
   told.addEventListener("gone", () => { told.close(); gone(); });
   told.onerror = () => {
     byId("state").textContent = "The service does not answer; trying again";
-    if (told.readyState === EventSource.CLOSED) setTimeout(follow, 3000);
+    if (told.readyState === EventSource.CLOSED) setTimeout(start, 3000); // which asks why: the job may be gone
   };
 }
 
-ask(at).then((job) => { show(job); follow(); }).catch((error) => (error.status === 404 ? gone() : complain(error)));
+function start() {
+  ask(at).then((job) => { show(job); follow(); }).catch((error) => {
+    if (error.status === 404) return gone();
+    if (!error.status) setTimeout(start, 3000);
+    return complain(error);
+  });
+}
+
+start();

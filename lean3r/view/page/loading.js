@@ -1,7 +1,7 @@
 // Bring the bytes of the scenes: coarse points first, then fine ones, the mesh and the small pictures.
 import { Parts, given } from "./parts.js";
 
-const POLL = 1000;
+const POLL = 1000, AGAIN = 5000;
 
 /** Load what this page was given, or what the program that serves it has, again whenever that changes. */
 export async function load(viewer, changed) {
@@ -16,10 +16,12 @@ export async function load(viewer, changed) {
   for (;;) {
     const now = await state(version);
     if (now === null) {
-      viewer.say("The program that served this page has ended.");
+      viewer.say("The program that served this page does not answer; it may have ended.");
       viewer.loading = false;
       viewer.mark();
-      return;
+      stage = null; // to be said again
+      await pause(AGAIN);
+      continue;
     }
     if (now.version !== version && now.results?.length) {
       version = now.version;
@@ -27,13 +29,19 @@ export async function load(viewer, changed) {
       changed(now, isFirst);
       isFirst = false;
       const scenes = viewer.scenes;
-      if (!(await fill(viewer, scenes))) continue;
+      if (!(await fill(viewer, scenes))) {
+        version = -1; // what is there now comes whole
+        await pause(POLL);
+        continue;
+      }
       if (now.isDone) return;
     } else if (now.stage !== stage) viewer.say(now.stage);
     stage = now.stage;
-    await new Promise((done) => setTimeout(done, POLL));
+    await pause(POLL);
   }
 }
+
+const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 
 async function state(version) {
   try {
