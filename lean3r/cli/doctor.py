@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -114,7 +115,7 @@ def check_required(name: str) -> Finding:
     broken = import_failure(_MODULES.get(name, name))
     if broken:
         return Finding(name, False, broken, f"pip install --force-reinstall {name.replace('_', '-')}")
-    return Finding(name, True, metadata.version(name))
+    return Finding(name, True, version_of(name))
 
 
 def check_optional() -> list[Finding]:
@@ -176,7 +177,10 @@ def gpl_parts() -> Finding:
     """Libraries under the GPL inside the installed packages that lean3r needs."""
     parts = ["SuiteSparse in pycolmap"]
     for package in ("av", "pillow-heif"):
-        files = [Path(path).name for path in metadata.files(package) or ()]
+        try:
+            files = [Path(path).name for path in metadata.files(package) or ()]
+        except metadata.PackageNotFoundError:  # it comes under another name
+            files = []
         inside = [part for part in ("x264", "x265") if any(part in name for name in files)]
         parts += [f"{' and '.join(inside)} in {package}"] if inside else []
     return Finding("GPL parts", True, f"{', '.join(parts)}; to redistribute these packages, see NOTICE")
@@ -195,7 +199,16 @@ def import_failure(module: str) -> str:
 
 
 def _package(name: str, job: str) -> Finding:
-    return Finding(name, True, f"{metadata.version(name)}; for {job}")
+    return Finding(name, True, f"{version_of(name)}; for {job}")
+
+
+def version_of(name: str) -> str:
+    """The version of an installed package, which may come under another name: triton as triton-windows."""
+    module = _MODULES.get(name, name)
+    for package in (name, *metadata.packages_distributions().get(module, ())):
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(package)
+    return str(getattr(sys.modules.get(module), "__version__", "of unknown version"))
 
 
 def _cpu_name() -> str:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 
 from lean3r import __version__
 from lean3r.cli import COMMANDS, Command
+from lean3r.cli.streams import has_no_reader, lose, steady_streams
 from lean3r.errors import InputError, LeanError, OutOfMemoryError, UsageError
 from lean3r.processes import let_cpu_help_mps, let_others_run
 
@@ -33,15 +34,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: that of the process) and return its exit code; this never raises."""
     let_cpu_help_mps()
     let_others_run()
-    _let_all_names_out()
-    try:
-        code = run(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # The reader closed the pipe; the work is done. Without this, Python prints another error when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    with steady_streams():
+        _let_all_names_out()
+        try:
+            code = run(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+            return code
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) and has_no_reader(sys.stdout):
+                code = 0  # the reader closed the pipe; the work is done
+            else:
+                message, code = explain(error)
+                print(f"error: {message}", file=sys.stderr)
+            lose(sys.stdout)
+            return code
 
 
 def _let_all_names_out() -> None:

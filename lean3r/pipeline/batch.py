@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
@@ -54,7 +55,8 @@ class Batch:
     """The scenes of a folder and what has become of them. `options` are those of `lean3r reconstruct`, for all scenes;
     `minutes` is the limit of each; a `cluster` runs them on other machines.
 
-    UsageError if another process works on `out`, or if it has results with other options.
+    UsageError if another process works on `out`, or if it has results with other options, or of other scenes of the
+    same names.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Batch:
         self.scenes, self.cluster = tuple(scenes), cluster or ClusterOptions()
         self.terms = Terms(out, tuple(options), minutes)
         self.outcomes = {scene.name: Outcome(scene.name) for scene in scenes}
+        self._places = {scene.name: os.path.abspath(scene.path) for scene in scenes}
         try:
             (out / LOGS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -115,6 +118,13 @@ class Batch:
                     f"{self.terms.out} was begun with the options {' '.join(table['options']) or '(none)'}; expected "
                     "the same, so that its scenes are alike, or another -o."
                 )
+            places = table.get("places", {})
+            other = [n for n, place in self._places.items() if self._has_result(n) and places.get(n, place) != place]
+            if other:
+                raise UsageError(
+                    f"{self.terms.out} has the result of another {other[0]}, that of {places[other[0]]}; expected "
+                    f"another -o for these scenes. If they are the same and have moved, remove {TABLE} there."
+                )
         for name, outcome in self.outcomes.items():
             if self._has_result(name):
                 outcome.state = "done"
@@ -135,7 +145,7 @@ class Batch:
             figures = [row["figures"].get(key) for key in SUMMED]
             table.writerow([_plain(row["name"]), row["state"], row["status"], row["seconds"], row["reason"], *figures])
         for name, content in (
-            (TABLE, json.dumps({"options": self.terms.options, "scenes": rows}, indent=1)),
+            (TABLE, json.dumps({"options": self.terms.options, "scenes": rows, "places": self._places}, indent=1)),
             (ROWS, text.getvalue()),
         ):
             with atomic_file(self.terms.out / name) as part:

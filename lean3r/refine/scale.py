@@ -268,7 +268,7 @@ def read_places(pictures: Pictures, names: Collection[str]) -> dict[str, Place]:
 
 
 def place_of(exif: Mapping[int, object]) -> Place | None:
-    """The position in the EXIF GPS block of a picture; None if it is missing or invalid."""
+    """The position in the EXIF GPS block of a picture; None if it is missing, invalid, or without a fix."""
     try:
         latitude, longitude = _degrees(exif[2]), _degrees(exif[4])  # type: ignore[arg-type]
         north, east = str(exif.get(1, "N")).strip().upper(), str(exif.get(3, "E")).strip().upper()
@@ -276,17 +276,19 @@ def place_of(exif: Mapping[int, object]) -> Place | None:
     except (KeyError, TypeError, ValueError, ArithmeticError, IndexError):
         return None
     latitude, longitude = (-latitude if north == "S" else latitude), (-longitude if east == "W" else longitude)
-    below = exif.get(5) in (1, b"\x01")
+    below = exif.get(5) in (1, 3, b"\x01", b"\x03")  # the sea, or the ellipsoid
     if altitude is not None:
         altitude = (-altitude if below else altitude) if math.isfinite(altitude) else None
     # Cameras without a fix write zeros.
-    if not (abs(latitude) <= 90 and abs(longitude) <= 180) or latitude == longitude == 0:
+    has_fix = str(exif.get(9, "A")).strip().upper() != "V"
+    if not has_fix or not (abs(latitude) <= 90 and abs(longitude) <= 180) or latitude == longitude == 0:
         return None
     return Place(latitude, longitude, altitude)
 
 
 def _degrees(parts: Sequence[float]) -> float:
-    degrees, minutes, seconds = (*map(float, parts), 0.0, 0.0)[:3]
+    degrees, *rest = (*map(float, parts), 0.0, 0.0)[:3]
+    minutes, seconds = (value if math.isfinite(value) else 0.0 for value in rest)  # 0/0 where they are not used
     return degrees + minutes / 60 + seconds / 3600
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import lean3r
+from lean3r.cli import doctor
 from lean3r.cli.main import main
 from lean3r.errors import InputError, UsageError, WeightsError
 from lean3r.options import PointOptions
@@ -119,6 +120,23 @@ def test_gpl_parts_of_packages_are_named_where_a_redistributor_looks() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         assert set(tomllib.load(file)["project"]["license-files"]) == {"LICENSE", "NOTICE"}
     assert "NOTICE" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_packages_that_come_under_another_name_have_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As triton does in triton-windows, and pycolmap in pycolmap-cuda12."""
+    real, names = metadata.version, {"triton-windows": "3.6.0"}
+
+    def version(name: str) -> str:
+        if name in ("triton", "av"):
+            raise metadata.PackageNotFoundError(name)
+        return names.get(name) or real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"triton": ["triton-windows"]})
+    assert doctor.version_of("triton") == "3.6.0" and doctor.version_of("pillow") == real("pillow")
+    import av
+
+    assert doctor.version_of("av") == av.__version__
 
 
 def test_models_and_doctor_report(capsys) -> None:

@@ -66,6 +66,11 @@ def test_one_failure_is_not_the_end_and_the_rest_is_not_done_again(tmp_path: Pat
     assert again[0].figures["views"] == 2, "remembered"
     with pytest.raises(UsageError, match="was begun with the options"):
         Batch(find_scenes(scenes, out), out, ["--refine", "off"]).run()
+    elsewhere = scenes.rename(tmp_path / "another day")
+    with pytest.raises(UsageError, match=r"the result of another =a .*scenes.* remove batch\.json"):
+        batch(elsewhere, out).run()
+    (out / "batch.json").unlink()
+    assert set(states(batch(elsewhere, out).run()).values()) >= {"done"}
 
 
 def test_what_counts_as_a_scene(tmp_path: Path) -> None:

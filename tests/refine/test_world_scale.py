@@ -302,10 +302,16 @@ def test_exif_is_read_from_files(tmp_path):
 
 @pytest.mark.parametrize(
     "fields", [{}, {2: (1, 2, 3)}, {2: "x", 4: "y"}, {2: (91, 0, 0), 4: (0, 0, 0)}, {2: (0, 0, 0), 4: (0, 0, 0)},
-               {2: (float("nan"),) * 3, 4: (1, 0, 0)}, {2: (), 4: None}],
+               {2: (float("nan"),) * 3, 4: (1, 0, 0)}, {2: (), 4: None}, {2: (47, 0, 0), 4: (8, 0, 0), 9: "V"}],
 )  # fmt: skip
 def test_invalid_gps_gives_none(fields):
     assert place_of(fields) is None
+
+
+@pytest.mark.parametrize(("reference", "altitude_m"), [(0, 7), (1, -7), (2, 7), (3, -7), (b"\x03", -7)])
+def test_gps_with_unused_seconds_and_heights_over_the_ellipsoid(reference: object, altitude_m: float):
+    fields = {2: (47.0, 30.0, float("nan")), 4: (8.0, 15.0, 0.0), 5: reference, 6: 7.0, 9: "A"}
+    assert place_of(fields) == Place(47.5, 8.25, altitude_m)
 
 
 def test_drone_pictures_agree_with_their_gps(data_dir):
