@@ -145,6 +145,12 @@ class Changes:
                 raise UsageError("options of adapters need --adapters; expected --adapters gradient, for example.")
             return configs
         configs = with_adapters(configs, plans, AdapterChoice(self.adapters, **given), tuple(self.train))
+        others = sorted(set(self.train) - {"adapters", "mechanisms"})
+        if self.separate_adapters and others:
+            raise UsageError(
+                f"--separate-adapters writes adapters and mechanisms only, and --train {' '.join(others)} changes more "
+                "of the network. Leave one of them out."
+            )
         if self.separate_adapters and KEY not in configs[-1].settings:
             raise UsageError(
                 f"the last phase, {configs[-1].name}, quantises: its weights contain the adapters of earlier phases. "

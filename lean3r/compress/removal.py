@@ -127,8 +127,9 @@ def remove(model: M, plan: str | Path | Mapping[str, object] | CompressionPlan, 
     """`compress` by a plan that removes blocks, with their matrices fitted; `run` runs a network on the pictures.
 
     From the first gap to the last, each matrix is fitted by ridge regression: from what reaches the gap once those
-    before it are repaired, to what the block gave in the network with no block removed. It runs once for each block.
-    UsageError as compress, and if the plan removes no block.
+    before it are repaired, to what the block gave in the network with no block removed. It runs once for each block,
+    and may give the network any number of scenes, one after the other. UsageError as compress, and if the plan removes
+    no block.
     """
     plan = resolve_plan(plan)
     if not plan.removals:
@@ -138,40 +139,51 @@ def remove(model: M, plan: str | Path | Mapping[str, object] | CompressionPlan, 
     whole = copy_sharing_parameters(removed)
     for name in gaps:
         whole.set_submodule(name, copy_sharing_parameters(model.get_submodule(name)))
-    goals: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        return lambda _block, _args, output: goals.__setitem__(name, output)
-
-    hooks = [whole.get_submodule(name).register_forward_hook(keep(name)) for name in gaps]
     with torch.no_grad():
-        run(whole)
-        for hook in hooks:
-            hook.remove()
+        goals = {name: [output for _, output in calls] for name, calls in _last_calls(whole, list(gaps), run).items()}
         for name, gap in gaps.items():
-            calls: list[tuple[Tensor, TokenLayout, Tensor | None]] = []
-
-            def keep_call(_gap: nn.Module, args: Any, calls: list[Any] = calls) -> None:
-                calls.append(args)
-
-            hook = gap.register_forward_pre_hook(keep_call)
-            run(removed)
-            hook.remove()
-            _fit(gap, *calls[-1], goals.pop(name))
+            inputs = [args for args, _ in _last_calls(removed, [name], run)[name]]
+            _fit(gap, [(*args, goal) for args, goal in zip(inputs, goals.pop(name), strict=True)])
     return removed
 
 
-def _fit(gap: Removed, x: Tensor, layout: TokenLayout, key_mask: Tensor | None, goal: Tensor) -> None:
-    """Set the matrices of a gap by its inputs and the outputs of the block, both [B, N, C].
+def _last_calls(network: nn.Module, names: Sequence[str], run: Callable[..., object]) -> dict[str, list[Any]]:
+    """(arguments, output) of the last call of each of these modules in every call of the network by `run`: looped
+    trunks call them several times."""
+    found: dict[str, dict[int, Any]] = {name: {} for name in names}
+    count = 0
+
+    def begin(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda _module, args, output: found[name].__setitem__(count, (args, output))
+
+    hooks = [network.register_forward_pre_hook(begin)]
+    hooks += [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        run(network)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: list(calls.values()) for name, calls in found.items()}
+
+
+def _fit(gap: Removed, calls: Sequence[tuple[Tensor, TokenLayout, Tensor | None, Tensor]]) -> None:
+    """Set the matrices of a gap by its inputs, with their layout and mask, and the outputs of the block, both
+    [B, N, C], of every call.
 
     There are few special tokens, so their matrix is drawn to that of all tokens, as strongly as one token counts.
     """
-    special = torch.arange(x.shape[1], device=x.device) % layout.tokens < layout.special
-    known = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if key_mask is None else key_mask
-    x, change = x.double(), (goal - x).double()
-    everything = _solve(x[known], change[known], RIDGE * x[known].square().mean())
-    for weight, kind in ((gap.special, special), (gap.patch, ~special)):
-        rows = known & kind
+    rows_of: list[tuple[Tensor, Tensor, Tensor]] = []
+    for x, layout, key_mask, goal in calls:
+        special = torch.arange(x.shape[1], device=x.device) % layout.tokens < layout.special
+        known = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if key_mask is None else key_mask
+        rows_of.append((x.double()[known], (goal - x).double()[known], special.expand(known.shape)[known]))
+    x, change, special = (torch.cat(each) for each in zip(*rows_of, strict=True))
+    everything = _solve(x, change, RIDGE * x.square().mean())
+    for weight, rows in ((gap.special, special), (gap.patch, ~special)):
         if rows.any():
             left = change[rows] - x[rows] @ everything
             matrix = everything + _solve(x[rows], left, x[rows].square().sum(1).mean())

@@ -144,6 +144,10 @@ def test_which_blocks() -> None:
         (["distill", "--recipe", "lite3r-vggt", "--adapters", "all"], "no phase of the recipe can have adapters"),
         (["distill", "--adapter-rank", "4"], "need --adapters"),
         (["train", "nano", "--separate-adapters"], "need --adapters"),
+        (
+            ["train", "nano", "--adapters", "last", "--train", "norms", "heads", "--separate-adapters"],
+            "heads norms changes",
+        ),
         (["distill", "--adapters", "all", "--separate-adapters"], "the last phase, nano-gsa-fp8, quantises"),
         (["train", "nano", "--adapters", "last", "--adapter-share", "2"], "--adapter-share is 2.0"),
         (["train", "nano", "--adapters", "last", "--adapter-rank", "0"], "--adapter-rank is 0"),

@@ -74,6 +74,23 @@ def test_linear_blocks_are_repaired_exactly_and_others_in_part() -> None:
     assert all(((a - b).abs() > 3e-5).double().mean() < 1e-3 for a, b in pairs)
 
 
+def test_matrices_are_fitted_on_all_scenes_that_the_network_is_given() -> None:
+    """One after the other, of other sizes, too: the last one alone decided."""
+    model = tiny()
+    first, second = (Views(torch.rand(1, 4, 3, 128, 128)) for _ in range(2))
+    both = Views(torch.cat([first.images, second.images]))
+
+    def matrices(*scenes: Views) -> list[torch.Tensor]:
+        removed = remove(model, MIDDLE, lambda m: [predict(m, views) for views in scenes])
+        return [block.patch.detach() for block in removed.trunk.blocks if isinstance(block, Removed)]
+
+    for apart, together in zip(matrices(first, second), matrices(both), strict=True):
+        assert torch.allclose(apart, together, atol=1e-3 * float(together.abs().max()))
+    last = matrices(second)[0]
+    other = matrices(Views(torch.rand(1, 2, 3, 96, 160)), second)[0]
+    assert not torch.allclose(other, last, atol=1e-3 * float(last.abs().max()))
+
+
 def test_layers_behind_a_gap_keep_their_teachers() -> None:
     """Distillation pairs outputs in the order in which layers run."""
     model = tiny()

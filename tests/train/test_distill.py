@@ -236,6 +236,22 @@ def test_a_loss_against_ground_truth_needs_some() -> None:
             call()
 
 
+def test_pairs_have_one_number_of_views() -> None:
+    """All samples come from one stream of random numbers: with others between, a resumed run would draw others."""
+    recipe = DISTILLATIONS.get("lite3r-vggt")(None)
+
+    def with_views(*views: int) -> Distillation:
+        phases = []
+        for phase in recipe.phases:
+            stages = tuple(replace(stage, views=views) for stage in phase.config.stages)
+            phases.append(replace(phase, config=replace(phase.config, stages=stages)))
+        return replace(recipe, phases=tuple(phases))
+
+    assert with_views(2).phases
+    with pytest.raises(UsageError, match="got 1, 2 views, expected one number"):
+        with_views(1, 2)
+
+
 def test_recipes_have_the_numbers_of_the_papers() -> None:
     speed3r, lite3r = (DISTILLATIONS.get(name)(None) for name in ("speed3r-pi3", "lite3r-vggt"))
     config = speed3r.config(0)

@@ -198,6 +198,17 @@ def test_damaged_checkpoints_are_skipped(tmp_path: Path, capsys: pytest.CaptureF
     assert (load_checkpoint(tmp_path) or {})["step"] == 2
 
 
+def test_a_damaged_checkpoint_of_a_later_step_does_not_displace_those_of_the_run(tmp_path: Path) -> None:
+    """The run began anew: each of its checkpoints was removed as soon as it was written."""
+    save_checkpoint(tmp_path, 1000, {"step": 1000}).write_bytes(b"damaged")
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {"step": step}, keep=1)
+        assert load_checkpoint(tmp_path) == {"step": step}
+    assert [path.stem for path in checkpoints(tmp_path)] == ["step-000001000", "step-000000003"]
+    save_checkpoint(tmp_path, 1001, {"step": 1001}, keep=1)
+    assert [path.stem for path in checkpoints(tmp_path)] == ["step-000001001"]
+
+
 def test_checking_a_checkpoint_takes_no_memory_of_its_size(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 1, {"weights": torch.zeros(2_500_000)})
     tracemalloc.start()

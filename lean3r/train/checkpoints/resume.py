@@ -51,9 +51,10 @@ class Weights:
         )
         saved = SavedValues(format=FORMAT, step=step, processes=self.world.size, **values)
         if self.sharded:
-            write_shards(folder / f"step-{step:09d}", tensors, saved, self.world)
+            path = folder / f"step-{step:09d}"
+            write_shards(path, tensors, saved, self.world)
             if self.world.is_main:
-                prune(folder, keep)
+                prune(folder, keep, path)
             return
         with self.world.together():
             if self.world.is_main:

@@ -71,13 +71,14 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, object], keep: 
         last = next(iter(checkpoints(folder)), None)
         rest = "there is no earlier one" if last is None else f"the previous one is intact: {last}"
         raise LeanError(f"cannot write checkpoint {path} ({error}); {rest}. Free some space, then resume.") from error
-    prune(folder, keep)
+    prune(folder, keep, path)
     return path
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and the leftovers of interrupted writes and removals."""
-    for old in checkpoints(folder)[keep:]:
+def prune(folder: Path, keep: int, last: Path) -> None:
+    """Remove all but the newest `keep` checkpoints up to the `last`, and the leftovers of interrupted writes and
+    removals. Those of later steps are damaged, or the run would have gone on from there."""
+    for old in [path for path in checkpoints(folder) if path.stem <= last.stem][keep:]:
         if old.is_dir():  # rename it first, because the removal of a folder can be interrupted
             old = old.rename(old.with_name(f".{old.name}.partial"))
         remove(old)

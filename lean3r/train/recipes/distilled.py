@@ -88,6 +88,13 @@ class Distillation:
                 "nano-gsa-fp8 or nano-sla-fp8 for nano, and the speed3r- and lite3r- recipes for other models."
             )
 
+        mixed = {count for phase in self.phases for stage in phase.config.stages for count in stage.views}
+        if self.data.drawn != "mixture" and len(mixed) > 1:
+            raise UsageError(
+                f"recipe {self.name} draws its samples one after the other, all with as many views; got "
+                f"{', '.join(map(str, sorted(mixed)))} views, expected one number of them."
+            )
+
         own = any(phase.settings.get("points") == "own" for phase in self.phases)
         if own and self.teacher not in ("pi3", "pi3x", "speed3r-pi3"):
             raise UsageError(
