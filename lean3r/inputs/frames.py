@@ -49,13 +49,25 @@ class FrameChoice:
         if self.fps is not None:
             steps = int(duration_s * self.fps + 1e-6) + 1
             if steps >= total:
-                return list(range(total))
+                return _apart(times_s, self.fps)
             middles = [(a + b) / 2 for a, b in pairwise(times_s)]
             return sorted({bisect_left(middles, times_s[0] + k / self.fps) for k in range(steps)})
         if self.frames is not None:
             return evenly(total, self.frames)
         least, most = DEFAULT_FRAMES
         return evenly(total, min(max(round(duration_s * DEFAULT_FPS) + 1, least), self.max_views or most))
+
+
+def _apart(times_s: Sequence[float], fps: float) -> list[int]:
+    """All frames of a film with fewer than `fps` a second, but where they come in bursts those nearest to the steps."""
+    if all((b - a) * fps >= 0.5 for a, b in pairwise(times_s)):
+        return list(range(len(times_s)))
+    nearest: dict[int, tuple[float, int]] = {}
+    for index, time_s in enumerate(times_s):
+        at = (time_s - times_s[0]) * fps
+        off = abs(at - round(at)), index
+        nearest[round(at)] = min(nearest.get(round(at), off), off)
+    return [index for _, index in nearest.values()]
 
 
 def evenly(total: int, count: int) -> list[int]:

@@ -164,6 +164,9 @@ def find_pictures(inputs: Sequence[str | Path], given: Sequence[Still] = ()) -> 
     candidates = [c for path in files for c in _from_file(Path(path), skips)]
     for folder in dict.fromkeys(Path(os.path.abspath(p)) for p in paths if p.is_dir()):
         candidates += _from_folder(folder, skips)
+    # Each file once, of photos/ and photos/a.jpg; members of archives may be called alike.
+    once = {each.parts if each.is_loose else (n,): each for n, each in enumerate(candidates)}
+    candidates = list(once.values())
     files = len(candidates)
     candidates += [_Candidate((still.name,), still.open, False, is_loose=False) for still in given]
 
@@ -253,7 +256,11 @@ def _from_file(path: Path, skips: Skips) -> list[_Candidate]:
 
 
 def _of_path(path: Path, is_video: bool) -> _Candidate:
-    return _Candidate(path.parts, lambda: path.open("rb"), is_video)
+    return _Candidate(_parts(path), lambda: path.open("rb"), is_video)
+
+
+def _parts(path: Path) -> tuple[str, ...]:
+    return path.relative_to(path.anchor).parts
 
 
 def _from_folder(folder: Path, skips: Skips) -> list[_Candidate]:
@@ -268,7 +275,7 @@ def _from_folder(folder: Path, skips: Skips) -> list[_Candidate]:
     for lost in (p for p in files if not p.exists() and p.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES):
         skips.add(printable(lost.name), "a broken link")
     files = [p for p in files if p.is_file()]
-    seen = [(p.parts, lambda p=p: p.open("rb")) for p in files]
+    seen = [(_parts(p), lambda p=p: p.open("rb")) for p in files]
     candidates = _sort_out(seen, skips)
     if not candidates and "images" in folders:
         return _from_folder(folder / "images", skips)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lean3r.inputs.frames import evenly
+
 LONG_SIDE, BLOCK = 192, 64  # pixels of the small frames, and of the blocks that are compared
 LEAST_PEAK = 0.03  # of a phase correlation that gives a shift; below, all that is known is that much has changed
 LOST = 0.25  # shift that is then assumed, as a share of the longer side
@@ -172,7 +174,8 @@ def choose(motion: Motion, least: int, most: int, step: float) -> list[int]:
             low, high = (middle, high) if len(_steps(motion, middle)) > limit else (low, middle)
         chosen = _steps(motion, high)
     if len(chosen) < least:  # the camera rests: nothing distinguishes the frames
-        chosen = sorted({*chosen, *(round(i * (total - 1) / max(least - 1, 1)) for i in range(least))})[:most]
+        chosen = sorted({*chosen, *(round(i * (total - 1) / max(least - 1, 1)) for i in range(least))})
+        chosen = [chosen[i] for i in evenly(len(chosen), most)]
     return chosen
 
 

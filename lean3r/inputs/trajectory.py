@@ -47,7 +47,8 @@ class Trajectory:
         counts_frames = bool(timed) and self._counts_frames(names, when)
         stamps = [stamp_of(name) for name in names]
         if timed and not counts_frames:
-            if len(set(timed)) < len(timed):
+            films = {name.rpartition("_")[0] for name, time in zip(names, when, strict=True) if time is not None}
+            if len(set(timed)) < len(timed) or len(films) > 1:
                 raise InputError(f"{origin} is one trajectory, but the frames are from several videos; give one video")
             poses = [None if time is None else self.at(time) for time in when]
             what = f"video frames from {min(timed):.3f} to {max(timed):.3f} s"

@@ -273,7 +273,9 @@ def scan(name: str, stem: str, opener: Callable[[], BinaryIO]) -> Film:
     sound = damaged = 0
     with opener() as file, _open_container(file, name) as container:
         stream = _pictures_of(container, name)
-        announced, rate, tick_s = stream.frames, float(stream.average_rate or 30), float(stream.time_base or 1)
+        rate, tick_s = float(stream.average_rate or 30), float(stream.time_base or 1)
+        # Of a film that was trimmed by its edit list, the table counts all frames, and the index those within it.
+        announced = min(stream.frames, len(stream.index_entries) or stream.frames)
         size, stated = (stream.width, stream.height), stream.metadata.get("DURATION")
         for packet in _packets(container, stream, name):
             if packet.size == 0:

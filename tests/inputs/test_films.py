@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import struct
 import zipfile
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from reading import choose, load_views, video
 
 from lean3r.errors import InputError
 from lean3r.inputs.listing import find_pictures
-from lean3r.inputs.video import Clip, Film
+from lean3r.inputs.video import Clip, Film, scan
 from lean3r.stream.frames import Source
 
 
@@ -180,3 +182,26 @@ def song(path: Path) -> Path:
 def test_an_address_is_no_missing_file(address: str) -> None:
     with pytest.raises(InputError, match=r"is an address.*download or record it"):
         find_pictures([address])
+
+
+def test_a_film_that_was_trimmed_without_loss_is_whole(tmp_path: Path) -> None:
+    """As phones trim: an edit list ends before the frames do, which its table counts all."""
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, width=128, height=96, pix_fmt="yuv420p")
+        stream.options = {"preset": "ultrafast", "g": "5", "bf": "2"}
+        for index in range(40):
+            image = np.full((96, 128, 3), 5 * index, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    content = bytearray(path.read_bytes())
+    at = content.find(b"elst") + 12
+    (duration,) = struct.unpack_from(">I", content, at)
+    assert len(scan(path.name, "clip", lambda: path.open("rb")).keys) == 40
+    struct.pack_into(">I", content, at, duration // 2)
+    path.write_bytes(content)
+    film = scan(path.name, "clip", lambda: path.open("rb"))
+    assert 20 <= len(film.keys) < 30 and film.damage is None
+    path.write_bytes(content[: 2 * len(content) // 3])
+    with contextlib.suppress(InputError):  # without the table, which lies at the end
+        assert scan(path.name, "clip", lambda: path.open("rb")).damage

@@ -86,6 +86,8 @@ def test_glob_files_and_repeats(tmp_path: Path) -> None:
     assert names(f"{tmp_path}/p*.png") == ["p[1].png", "p[9].png", "p[10].png"]
     one = tmp_path / "p[9].png"
     assert names(one, str(one), f"{tmp_path}/*9*") == ["p[9].png"]
+    assert names(tmp_path, f"{tmp_path}/p*.png") == ["p[1].png", "p[9].png", "p[10].png"], "files and their folder"
+    assert names(f"{tmp_path.parent}/{tmp_path.name}/**") == ["p[1].png", "p[9].png", "p[10].png"]
 
 
 def test_equal_names_get_their_folders(tmp_path: Path) -> None:
@@ -229,7 +231,9 @@ def test_default_number_of_frames() -> None:
     assert [chosen(s) for s in (0.1, 2, 10, 3600)] == [3, 8, 21, 120]
     assert chosen(3600, max_views=200) == 200
     uneven = [0.0, 0.1, 0.2, 5.0, 5.1, 9.9]
-    assert FrameChoice(fps=1).indices(uneven) == list(range(6))
+    assert FrameChoice(fps=1).indices(uneven) == [0, 3, 5] and FrameChoice(fps=6).indices(uneven) == list(range(6))
+    bursts = [start + i / 60 for start in (0, 100) for i in range(60)]  # fewer than two a second on the whole
+    assert [len(FrameChoice(fps=fps).indices(bursts)) for fps in (1, 2, 60)] == [3, 6, 120]
     assert FrameChoice(fps=0.2).indices(uneven) == [0, 3]
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 
 from lean3r.inputs.frames import FrameChoice
 from lean3r.inputs.listing import find_pictures
-from lean3r.inputs.motion import choose, measure, small_size
+from lean3r.inputs.motion import Motion, choose, measure, small_size
 from lean3r.inputs.video import Film, read_frames
 
 WIDTH, HEIGHT = 192, 128
@@ -98,6 +98,16 @@ def test_a_limit_makes_larger_steps(most: int) -> None:
 def test_a_camera_at_rest_gives_the_minimum(tmp_path: Path) -> None:
     still = measure([frame + 0 for frame in film([50.0] * 40)])
     assert choose(still, least=8, most=64, step=0.1) == [0, 6, 11, 17, 22, 28, 33, 39]
+
+
+@pytest.mark.parametrize("moves", [[50, 100, 150, 200, 250], [220, 240, 260], [20, 30]])
+@pytest.mark.parametrize("most", [8, 10, 14])
+def test_few_moves_and_a_limit_leave_no_part_of_the_film_out(moves: list[int], most: int) -> None:
+    shift = np.zeros((300, 4, 2))
+    shift[moves] = 0.3
+    chosen = choose(Motion(shift, np.ones(300), np.zeros(300, bool)), least=8, most=most, step=0.12)
+    assert len(chosen) <= most and chosen == sorted(set(chosen)) and (chosen[0], chosen[-1]) == (0, 299)
+    assert np.diff(chosen).max() < 90
 
 
 def test_sharp_frames_are_preferred() -> None:

@@ -108,6 +108,8 @@ def test_what_matches_nothing_and_what_is_not_a_trajectory(tmp_path: Path) -> No
         found(given, ["a.png", "b.png"], [0.0, 0.5])
     with pytest.raises(InputError, match="several videos"):
         found(given, ["a.png", "b.png"], [10.0, 10.0])
+    with pytest.raises(InputError, match="several videos"):
+        found(given, ["a_000001.png", "b_000001.png"], [10.0, 10.1])
     for text, said in (
         ("1 2 3", "3 numbers a line"),
         ("0 0 0 0 0 0 0 0", "no quaternion"),

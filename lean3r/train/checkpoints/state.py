@@ -76,9 +76,11 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, object], keep: 
 
 
 def prune(folder: Path, keep: int, last: Path) -> None:
-    """Remove all but the newest `keep` checkpoints up to the `last`, and the leftovers of interrupted writes and
-    removals. Those of later steps are damaged, or the run would have gone on from there."""
-    for old in [path for path in checkpoints(folder) if path.stem <= last.stem][keep:]:
+    """Remove all but the newest `keep` checkpoints, and the leftovers of interrupted writes and removals. The `last`
+    one stays; damaged ones of later steps do not count, as of a run that had to go on from an earlier step."""
+    found = checkpoints(folder)
+    sound = [path for path in found if path.stem > last.stem and not _problem(path)]
+    for old in [path for path in found if path.stem <= last.stem][max(keep - len(sound), 1) :]:
         if old.is_dir():  # rename it first, because the removal of a folder can be interrupted
             old = old.rename(old.with_name(f".{old.name}.partial"))
         remove(old)
@@ -96,10 +98,14 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)), key=lambda p: p.stem, reverse=True)
 
 
+def _problem(path: Path) -> str | None:
+    return damage(path) if path.is_dir() else _file_damage(path)
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest undamaged checkpoint, None if there is none; damaged ones are skipped with a warning."""
     for path in checkpoints(folder):
-        problem = damage(path) if path.is_dir() else _file_damage(path)
+        problem = _problem(path)
         if not problem:
             return path
         print(f"warning: checkpoint {path} is damaged and is skipped ({problem})", file=sys.stderr)
