@@ -349,10 +349,10 @@ def _picture(name: str, frame: VideoFrame, aspect: float, video: Film | Clip) ->
     if video.bars.size == (frame.width, frame.height):  # a frame may have another size than the others
         bars = video.bars.at_width(image.width)
         image = image.crop(bars.content)
-    return Frame(name, image, _orientation(frame), bars)
+    return Frame(name, image, orientation_of(frame), bars)
 
 
-def _orientation(frame: VideoFrame) -> int:
+def orientation_of(frame: VideoFrame) -> int:
     """The EXIF orientation that means the same as a frame's display matrix, to the nearest quarter of a turn."""
     stated = frame.side_data.get("DISPLAYMATRIX")
     if stated is None:

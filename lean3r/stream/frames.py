@@ -26,8 +26,8 @@ from lean3r.inputs.decoding import TURNS, own_pixel_limit
 from lean3r.inputs.listing import Listing, Still, find_pictures
 from lean3r.inputs.notes import in_srgb
 from lean3r.inputs.trajectory import stamp_of
-from lean3r.inputs.upright import decode_whole
-from lean3r.inputs.video import Film, read_all
+from lean3r.inputs.upright import decode_whole, turned
+from lean3r.inputs.video import Film, orientation_of, read_all
 from lean3r.inputs.views import check_shape
 from lean3r.stream.engine import Frame
 from lean3r.stream.options import CAMERA, DEVICE
@@ -323,8 +323,11 @@ def look_of(image: np.ndarray) -> tuple[int, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """A frame of PyAV as an array; other pictures as they are."""
-    return rgb_of(value) if type(value).__module__.startswith("av.") else value
+    """A frame of PyAV as an array, turned as it is shown; other pictures as they are."""
+    if not type(value).__module__.startswith("av."):
+        return value
+    image, orientation = rgb_of(value), orientation_of(value)
+    return np.asarray(turned(Image.fromarray(image), orientation)) if orientation in TURNS else image
 
 
 def _camera(name: str) -> Iterator[tuple[float, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import struct
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -298,3 +299,26 @@ def test_one_picture_is_no_source(one: Any) -> None:
     with pytest.raises(InputError, match=f"the source is a {type(one).__name__}.*expected a file"):
         Source(one)
     assert Source(np.zeros((2, 8, 8, 3), np.uint8)).name == "ndarray"
+
+
+@pytest.mark.parametrize(("matrix", "shown"), [((0, 1, -1, 0), (160, 112)), ((1, 0, 0, 1), (112, 160))])
+def test_frames_of_pyav_are_turned_as_their_film_says(
+    matrix: tuple[int, ...], shown: tuple[int, int], tmp_path: Path
+) -> None:
+    path = tmp_path / "phone.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, width=160, height=112, pix_fmt="yuv420p")
+        for _, image in walk(8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(stream.encode())
+    content = bytearray(path.read_bytes())
+    a, b, c, d = matrix
+    struct.pack_into(
+        ">9i", content, content.find(b"tkhd") + 44, a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30
+    )
+    path.write_bytes(content)
+    of_file = [image.shape[:2] for image in (frame.image for frame in Source(path))]
+    with av.open(str(path)) as container:
+        pictures = [frame.image for frame in Source(container.decode(video=0))]
+    assert of_file == [image.shape[:2] for image in pictures] == [shown] * 8
+    assert all(np.abs(a.image.astype(int) - b).mean() < 2 for a, b in zip(Source(path), pictures, strict=True))
