@@ -260,7 +260,9 @@ def _of_path(path: Path, is_video: bool) -> _Candidate:
 
 
 def _parts(path: Path) -> tuple[str, ...]:
-    return path.relative_to(path.anchor).parts
+    """What distinguishes a file from all others, to make a name of: without the root, but with the drive of Windows."""
+    drive = path.drive.strip(":\\/")
+    return (*([drive] if drive else []), *path.relative_to(path.anchor).parts)
 
 
 def _from_folder(folder: Path, skips: Skips) -> list[_Candidate]:
