@@ -130,8 +130,10 @@ class Album:
         found = {name: stills[there] for name, there in wanted.items() if there in stills}
         # Where another folder has got one of the same name since, both are listed with their folders.
         for name, there in wanted.items():
+            if name in found:
+                continue
             longer = [i for i in listing.items if isinstance(i, Still) and i.name.endswith(f"/{there}")]
-            if name not in found and longer:
+            if longer:
                 known = [still for still in longer if print_of(still) == self.prints.get(name)]
                 found[name] = (known or longer)[0]
         return found

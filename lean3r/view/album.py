@@ -114,11 +114,13 @@ class FolderAlbum:
             for view, name in enumerate(names):
                 if view in found or name not in listed:
                     continue
+                if listed[name] in by_name:
+                    found[view] = by_name[listed[name]]
+                    continue
                 # Where another folder has got one of the same name since, both are listed with their folders.
                 like = [there for there in by_name if there.endswith(f"/{listed[name]}")]
-                there = listed[name] if listed[name] in by_name else like[0] if len(like) == 1 else None
-                if there is not None:
-                    found[view] = by_name[there]
+                if len(like) == 1:
+                    found[view] = by_name[like[0]]
         return found
 
     def _batches(self, names: Sequence[str]) -> list[tuple[list[str], dict[str, str]]]:
